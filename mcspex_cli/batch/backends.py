@@ -88,13 +88,13 @@ _MOST_ARRAY_TASKS = 1000
 """In an array, unless --jobs says otherwise: more than this Slurm refuses by default."""
 
 _POLL_S = 2.0
-"""How often Slurm and the journal are asked."""
+"""Seconds between two looks at Slurm and the journal."""
 
 _CHECK_S = 10.0
-"""How often Ray is asked whether it still runs on this machine."""
+"""Seconds between two checks that Ray still runs on this machine."""
 
 _ANSWER_S = 10.0
-"""How long Ray's machine is waited for."""
+"""How long to wait until a Ray on another machine answers."""
 
 _SUBMITTING_S = 120
 """How long a command waits for another that submits the same batch."""
@@ -199,7 +199,7 @@ def _run_here(work: WorkList, stopping: Event) -> Outcomes:
     if count > (most := max(1, memory() // _MEMORY_EACH)):
         _logger.warning(
             f"the memory of this machine may not suffice for {count} processes of about "
-            f"{_MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {int(most)}."
+            f"{_MEMORY_EACH / 1e9:g} GB each. If they die, use --jobs {most:g}."
         )
     if count == 1:
         worker = Worker(work.plan.folder, work.settings, devices[0], threads)
@@ -261,7 +261,7 @@ def _extract(parcel: Sequence[Unit], finished_ids: set[str]) -> list[Outcome] | 
 # Clusters.
 
 
-def _resources(settings: BatchSettings) -> tuple[str, int]:
+def _device_and_threads(settings: BatchSettings) -> tuple[str, int]:
     """The device of each worker, and its CPU threads."""
     return "cuda" if settings.gpus else "cpu", max(1, math.ceil(settings.cpus))
 
@@ -275,21 +275,22 @@ def connect(settings: BatchSettings) -> BatchSettings:
     if settings.backend != "ray":
         return settings
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
-    has = _initialise_ray(address)
+    cluster = _initialise_ray(address)
+    cores_there, gpus_there = cluster.get("CPU", 0), cluster.get("GPU", 0)
     if settings.gpus is None:
-        settings = replace(settings, gpus=float(has.get("GPU", 0) >= 1))
-    if address == "local" and not settings.gpus and has.get("CPU"):
-        settings = replace(settings, cpus=min(settings.cpus, has["CPU"]))
-    if not _room(settings, has):
+        settings = replace(settings, gpus=float(gpus_there >= 1))
+    if address == "local" and not settings.gpus and cores_there:
+        settings = replace(settings, cpus=min(settings.cpus, cores_there))
+    if not _room(settings, cluster):
         raise EngineError(
-            f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs, and a worker "
-            f"needs {settings.cpus:g} and {settings.gpus:g}. Ask for less with --resources."
+            f"Ray has {cores_there:g} cores and {gpus_there:g} GPUs, and a worker needs "
+            f"{settings.cpus:g} and {settings.gpus:g}. Ask for less with --resources."
         )
     return settings
 
 
 def _initialise_ray(address: str) -> dict[str, float]:
-    """Connect this process to Ray, and return what the cluster has."""
+    """Connect this process to Ray, and return how much of each resource the cluster has."""
     ours = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
     if ours:  # or SIGTERM prints a trace of Ray's C++
         os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
@@ -298,10 +299,10 @@ def _initialise_ray(address: str) -> dict[str, float]:
 
     if ours:  # the processes that Ray starts keep their handlers
         del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]
-    here: dict[str, Any] = {}
+    of_local: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
-        here = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
+        of_local = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
     before = signal.getsignal(signal.SIGTERM)
     try:
         host, _, port = address.rpartition(":")
@@ -309,32 +310,33 @@ def _initialise_ray(address: str) -> dict[str, float]:
             socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # which would repeat the error, in two lines
-            ray.init(address, log_to_driver=False, logging_level="ERROR", **here)
-        has: dict[str, float] = ray.cluster_resources()
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **of_local)
+        cluster: dict[str, float] = ray.cluster_resources()
     except (OSError, ImportError, RuntimeError, ValueError, OverflowError, RayError) as error:
         ray.shutdown()  # or the next try in this process fails for its leftovers
         problem = f"--address {address}: cannot connect to Ray"
-        cause, remedy = 0, "Start it with ray start --head, or leave --address out."
+        line, remedy = 0, "Start it with ray start --head, or leave --address out."
         if address == "local":
             problem = "Ray does not start on this machine"
             remedy = f"It needs memory, and space for files in {tempfile.gettempdir()}."
         elif address.startswith("ray://"):  # to which Ray sends no token unless told
-            cause, remedy = -1, "If the cluster asks for a token, set RAY_AUTH_MODE=token."
+            line, remedy = -1, "If the cluster asks for a token, set RAY_AUTH_MODE=token."
             if isinstance(error, ConnectionAbortedError):  # Ray's server for this client died
                 remedy = "Start the head node with GRPC_ENABLE_FORK_SUPPORT=0 if this goes on."
-        raise EngineError(f"{problem} ({error_line(error, cause)}). {remedy}") from error
+        raise EngineError(f"{problem} ({error_line(error, line)}). {remedy}") from error
     except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
         raise KeyboardInterrupt from end
     finally:
         if signal.getsignal(signal.SIGTERM) is not before:
             signal.signal(signal.SIGTERM, before)  # Ray's ends with an exit code of its own
-    return has
+    return cluster
 
 
-def _room(settings: BatchSettings, has: dict[str, float]) -> int:
-    """How many actors fit into a cluster."""
+def _room(settings: BatchSettings, cluster: dict[str, float]) -> int:
+    """How many actors fit into a cluster that has these cores and GPUs."""
     needs = {"CPU": settings.cpus, "GPU": settings.gpus}
-    return int(min((has.get(name, 0) / each for name, each in needs.items() if each), default=1))
+    fits = [cluster.get(name, 0) / each for name, each in needs.items() if each]
+    return int(min(fits, default=1))
 
 
 def _run_on_ray(work: WorkList, stopping: Event) -> Outcomes:
@@ -372,13 +374,14 @@ class _Actor:
         import ray
         from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
-        self.deaths: tuple[type[Exception], ...] = (RayActorError, OutOfMemoryError)
-        self.deaths += (NodeDiedError, ObjectLostError)  # what it had done went with its machine
+        # After the last two, what it had done is lost with its machine.
+        deaths = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+        self.deaths: tuple[type[Exception], ...] = deaths
         settings = work.settings
         self._class = ray.remote(WorkerHost).options(
             num_cpus=settings.cpus, num_gpus=settings.gpus, max_concurrency=2
         )
-        self._arguments = (work.plan.folder, settings, *_resources(settings), Path.cwd())
+        self._arguments = (work.plan.folder, settings, *_device_and_threads(settings), Path.cwd())
         self._handle: Any = None
 
     def start(self) -> Answer:
@@ -410,7 +413,7 @@ class ArrayTask:
 
     def __call__(self) -> None:
         """Do what is left of it in a process of its own, whose death this one can report."""
-        device, threads = _resources(self._settings)  # not all threads of the machine
+        device, threads = _device_and_threads(self._settings)  # not all threads of the machine
         settings = replace(self._settings, backend="local", devices=(device,), jobs=1)
         with claim(self._plan.folder, self._batch):
             work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
@@ -434,12 +437,12 @@ def find_array(work: WorkList) -> str | None:
     folder, batch = work.plan.folder, batch_fingerprint(work.plan, work.key)
     try:
         array = json.loads((folder / "slurm/array.json").read_text())
-        job, others = str(array["job"]), array.get("batch", batch) != batch
+        job, is_other = str(array["job"]), array.get("batch", batch) != batch
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     if not _is_live(job):
         return None
-    if others:
+    if is_other:
         raise another_batch(folder, f"is running in this folder as Slurm's array {job}")
     return job
 
@@ -498,10 +501,10 @@ def _submit(work: WorkList) -> str:
     executor.update_parameters(
         job_name="mcspex",
         time=settings.time_min,
-        cpus_per_task=_resources(settings)[1],
+        cpus_per_task=_device_and_threads(settings)[1],
         array_parallelism=settings.parallelism,
-        **({"partition": settings.partition} if settings.partition else {}),
-        **({"gpus_per_node": math.ceil(settings.gpus)} if settings.gpus else {}),
+        partition=settings.partition,
+        gpus_per_node=math.ceil(settings.gpus or 0) or None,
     )
     count = settings.jobs or min(
         _MOST_ARRAY_TASKS, math.ceil(total_s(work.todo) / _WORTH_AN_ARRAY_TASK_S)

@@ -428,7 +428,7 @@ class WorkList:
         size, on_gpu = self.settings.engine_settings.batch, self.settings.on_gpu()
         # Few enough together for shards of equal duration.
         few = GPU_BATCH if count == 1 else max(1, min(GPU_BATCH, len(tasks) // (4 * count)))
-        work = units(tasks, size or few)
+        work = make_units(tasks, size or few)
         # Shards beyond the units are empty.
         shard = equal_parts(work, min(count, len(work)))[index - 1] if index <= len(work) else []
         if on_gpu or size:
@@ -479,23 +479,19 @@ def claim(folder: Path, batch: str, *, does_all: bool = False) -> Iterator[None]
         OutputError: a batch with another fingerprint is running there, or one of the same work.
     """
     with ExitStack() as stack:
-        running, may_run = batch, True
         if not storage.is_url(folder):
             with suppress(ImportError, OSError):  # Windows, or a disk, has no such locks
                 # Without a buffer, which on a full disk would fail again when it is closed.
                 file = stack.enter_context((folder / JOURNAL / _LOCK).open("ab+", buffering=0))
-                running = _lock(file, batch)
-                if running == batch:
-                    path = folder / JOURNAL / _LOCK_OF_ALL
-                    file = stack.enter_context(path.open("ab+", buffering=0))
-                    may_run = _try_lock(file, alone=does_all)
-        if running != batch:
-            raise another_batch(folder, "is running in this folder")
-        if not may_run:
-            raise OutputError(
-                f"{storage.label(folder)}: the same batch is running in this folder. Wait until it "
-                "has ended, or divide the work with --shard."
-            )
+                if _lock(file, batch) != batch:
+                    raise another_batch(folder, "is running in this folder")
+                path = folder / JOURNAL / _LOCK_OF_ALL
+                file = stack.enter_context(path.open("ab+", buffering=0))
+                if not _try_lock(file, alone=does_all):
+                    raise OutputError(
+                        f"{folder}: the same batch is running in this folder. Wait until it has "
+                        "ended, or divide the work with --shard."
+                    )
         yield
 
 
@@ -534,7 +530,7 @@ def _try_lock(file: FileIO, *, alone: bool) -> bool:
     return True
 
 
-def units(tasks: Sequence[Task], size: int) -> list[Unit]:
+def make_units(tasks: Sequence[Task], size: int) -> list[Unit]:
     """Put tasks together whose windows can share batches of `size`: those about equally long."""
     if size == 1:
         return [(task,) for task in tasks]

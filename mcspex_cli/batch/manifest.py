@@ -161,8 +161,8 @@ def _table(label: str, text: str, unknown: dict[str, None]) -> Iterator[Line]:
         if isinstance(cells, str):
             yield number, cells
         else:
-            pairs = zip(columns, cells, strict=True)
-            yield number, {column: cell for column, cell in pairs if column}
+            values = zip(columns, cells, strict=True)
+            yield number, {column: cell for column, cell in values if column}
 
 
 def _is_mixture(heading: str) -> bool:
@@ -178,7 +178,7 @@ def _json_lines(label: str, text: str, unknown: dict[str, None]) -> Iterator[Lin
             continue
         if isinstance(row, dict):
             values = zip(_columns(label, list(row), unknown), row.values(), strict=True)
-            yield number, {column: value for column, value in values if column}
+            yield number, {key: value for key, value in values if key and value is not None}
         elif line.strip():
             yield number, 'not an object like {"mixture": "a.wav"}.'
 
@@ -222,8 +222,7 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
     `shared` has one copy of each reference's path, which many rows may name.
     """
     for column, value in row.items():
-        is_list = column in _LISTS and isinstance(value, list)
-        for text in () if value is None else value if is_list else (value,):
+        for text in value if column in _LISTS and isinstance(value, list) else [value]:
             if not isinstance(text, str):
                 raise PairingError(f"{column} is {text!r}, not text.")
             if text and not _can_be_a_name(text):
@@ -292,20 +291,20 @@ class References(NamedTuple):
             PairingError: there is none, or two that fit equally well.
         """
         name = files.normal(name)
-        path, hint = PurePosixPath(name), "Add it, or leave this mixture out."
         if self.pattern:
             match = self.pattern.search(name)
             if not match or match["speaker"] is None:
                 raise PairingError(f"its name {name} does not match --pattern {self.template}.")
-            names = [match["speaker"]]
+            names, advice = [match["speaker"]], "leave this mixture out."
         else:
-            hint = (
-                "Add it, or say with --pattern, like {speaker}_{n}, which part of a mixture's name "
-                "is its reference's."
-            )
+            path = PurePosixPath(name)
             names = [name, path.name]
             if path.parent != PurePosixPath():
                 names += [str(path.parent), path.parent.name]
+            advice = (
+                "say with --pattern, like {speaker}_{n}, which part of a mixture's name is its "
+                "reference's."
+            )
         for candidate in names:
             if candidate in self.clips:
                 return self.clips[candidate]
@@ -318,7 +317,9 @@ class References(NamedTuple):
             if alike:
                 return self.clips[alike[0]]
         tried = " or ".join(dict.fromkeys(names))
-        raise PairingError(f"{storage.label(self.source)} has no reference {tried}. {hint}")
+        raise PairingError(
+            f"{storage.label(self.source)} has no reference {tried}. Add it, or {advice}"
+        )
 
 
 def list_references(source: Path, pattern: str | None, problems: list[str]) -> References:
@@ -329,9 +330,9 @@ def list_references(source: Path, pattern: str | None, problems: list[str]) -> R
     compiled = None if pattern is None else compile_pattern(files.normal(pattern))
     paths = files_by_name(source, "references", problems, also=(SUFFIX,))
     folders: dict[str, list[str]] = defaultdict(list)
-    for name, path in paths.items() if storage.is_folder(source) else ():
-        for parent in PurePosixPath(name).parents:
-            if parent.name:
+    if storage.is_folder(source):
+        for name, path in paths.items():
+            for parent in PurePosixPath(name).parents[:-1]:
                 folders[str(parent)].append(path)
     for name, path in paths.items():
         for other in folders.get(name, ()):
@@ -352,8 +353,8 @@ def files_by_name(
 ) -> dict[str, str]:
     """The files of a folder by their paths in it without suffix, or those of an scp by their ids.
 
-    The names are `normal`, and so must be what is looked up.
-    Of several files of one name the first counts, and `problems` gets a line for each other.
+    All names are `normal`: look up a normal name. Of several files of one name the first counts,
+    and `problems` gets a line for each other.
     """
     paths: dict[str, str] = {}
     storage.check_exists(source)
@@ -381,14 +382,8 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise a `PlanError` with all that is wrong, in the order of names and numbers, if any is."""
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise PlanError(f"{count}, see above. Nothing was started.", sorted(problems, key=_natural))
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    parts = re.split(r"(\d+)", text)
-    # A number is compared by its length first: `int` refuses those of more than 4300 digits.
-    numbers = [part.lstrip("0") if part.isdecimal() else "" for part in parts]
-    return [(len(n), n) if n else (0, part) for n, part in zip(numbers, parts, strict=True)]
+        ordered = sorted(problems, key=lambda text: re.sub(r"\d+", lambda n: n[0].zfill(20), text))
+        raise PlanError(f"{count}, see above. Nothing was started.", ordered)
 
 
 def _note_same_name(first: str, second: str, problems: list[str]) -> None:

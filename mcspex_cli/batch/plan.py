@@ -222,13 +222,6 @@ class Locations:
         return Location(f"{real}/{name}", f"{relative}/{name}".removeprefix("./"))
 
 
-def _left_out(results: Path) -> str:
-    return (
-        f"{storage.label(results)}: has the results of another batch, which are left out. To "
-        f"extract from them, name {storage.label(results / AUDIO)}."
-    )
-
-
 class _Planner:
     """Completes tasks step by step: each file is looked at once, and all that is wrong is noted."""
 
@@ -293,7 +286,12 @@ class _Planner:
                     raise AudioError(text)
             batches = {name: self._batch_of(name, root) for name in names}
             names = [name for name in names if not batches[name]]
-            left_out = [_left_out(batch) for batch in dict.fromkeys(batches.values()) if batch]
+            left_out = [
+                f"{storage.label(batch)}: has the results of another batch, which are left out. To "
+                f"extract from them, name {storage.label(batch / AUDIO)}."
+                for batch in dict.fromkeys(batches.values())
+                if batch
+            ]
             if not names:
                 nothing = f"{storage.label(root)}: no sound files in this folder. Name another."
                 raise AudioError(left_out[0] if left_out else nothing)

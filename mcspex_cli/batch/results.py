@@ -166,8 +166,11 @@ def write(
         results, rows = _rows(work, journal, score_settings)
         failures = [
             {
-                **{"id": task.id, **{key: row[key] for key in _INPUT_KEYS if key in row}},
-                **{"output": task.output, RESIDUAL: task.residual, ACTIVITY: task.activity},
+                "id": task.id,
+                **{key: row[key] for key in _INPUT_KEYS if key in row},
+                "output": task.output,
+                RESIDUAL: task.residual,
+                ACTIVITY: task.activity,
                 "reason": row["note"],
             }
             for task, row in zip(plan.tasks, rows, strict=True)

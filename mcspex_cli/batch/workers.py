@@ -219,7 +219,7 @@ class WorkerProcess(Protocol):
     """A process (or actor of Ray) with a `WorkerHost` in it, which does a parcel at a time."""
 
     deaths: tuple[type[Exception], ...]
-    """What its parcels end with if it dies."""
+    """The errors that its answers raise once it has died."""
 
     def start(self) -> Answer:
         """Begin, or begin anew after a death; it answers like `submit` to an empty parcel."""

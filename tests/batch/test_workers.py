@@ -23,9 +23,9 @@ from mcspex_cli.batch.journal import (
     Unit,
     WorkList,
     equal_parts,
+    make_units,
     open_folder,
     open_work,
-    units,
 )
 from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
@@ -253,7 +253,7 @@ def ids_in(made: list[Unit]) -> list[str]:
 @pytest.mark.parametrize("size", [1, 2, 16])
 def test_units_are_a_partition_and_hold_only_what_is_about_equally_long(size: int) -> None:
     for seed in range(3):
-        made = units(some(seed), size)
+        made = make_units(some(seed), size)
         assert sorted(ids_in(made)) == sorted(ids(some(seed)))
         for unit in made:
             assert len(unit) == 1 or all(task.length_s for task in unit)
@@ -264,7 +264,7 @@ def test_units_are_a_partition_and_hold_only_what_is_about_equally_long(size: in
 
 
 def test_units_are_as_full_as_they_can_be() -> None:
-    made = units(tasks(3, 3.7, 3, 18, 3.1, 80, None, 3.4, 18, 18), 3)
+    made = make_units(tasks(3, 3.7, 3, 18, 3.1, 80, None, 3.4, 18, 18), 3)
     assert [ids(list(unit)) for unit in made] == [
         ["3", "5"],  # 18 s and 80 s are more than three windows
         ["8", "9"],
@@ -276,20 +276,20 @@ def test_units_are_as_full_as_they_can_be() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 16), (8, 1), (500, 1), (500, 16)])
 def test_shares_are_a_partition_in_order_and_always_the_same(count: int, size: int) -> None:
-    work = units(some(0), size)
+    work = make_units(some(0), size)
     parts = equal_parts(work, count)
     assert len(parts) == count
     assert sorted(ids_in([unit for share in parts for unit in share])) == sorted(ids_in(work))
     place = {unit[0].id: number for number, unit in enumerate(work)}
     for share in parts:
         assert sorted(share, key=lambda unit: place[unit[0].id]) == share
-    assert equal_parts(units(some(0), size), count) == parts
+    assert equal_parts(make_units(some(0), size), count) == parts
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 1), (8, 1), (16, 1), (4, 16)])
 def test_shares_are_even_within_a_tenth(count: int, size: int) -> None:
     for seed in range(5):
-        parts = equal_parts(units(some(seed), size), count)
+        parts = equal_parts(make_units(some(seed), size), count)
         loads = [sum(task.length_s or 0 for unit in share for task in unit) for share in parts]
         assert max(loads) <= 1.1 * min(loads)
     assert [len(share) for share in equal_parts([(t,) for t in tasks(*[None] * 4)], 2)] == [2, 2]
