@@ -50,12 +50,7 @@ from mcspex_cli.cli.models import models
 from mcspex_cli.cli.score import report, score
 from mcspex_cli.cli.serve import serve
 from mcspex_cli.cli.train import simulate, train
-from mcspex_cli.errors import (
-    TOO_LITTLE_MEMORY,
-    McspexError,
-    PlanError,
-    is_lack_of_memory,
-)
+from mcspex_cli.errors import TOO_LITTLE_MEMORY, McspexError, PlanError, is_lack_of_memory
 from mcspex_cli.extraction.runtime import share_cores
 
 
@@ -99,7 +94,7 @@ class Commands(click.Group):
             console.log(logging.ERROR, "aborted")
             raise
         except BaseException as error:
-            code, *messages = _explain(error)
+            code, messages = _explain(error)
             if code == 130:
                 _expect_end()
             for message in messages:
@@ -116,29 +111,29 @@ class Commands(click.Group):
             console.close_log_files()
 
 
-def _explain(error: BaseException | None) -> tuple[Any, ...]:
+def _explain(error: BaseException) -> tuple[int, list[str]]:
     """The exit code of an error and the messages that explain it; a bug has none."""
     if _interrupts or isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted. Finished files are kept; unfinished ones are removed."
+        return 130, ["interrupted. Finished files are kept; unfinished ones are removed."]
     if isinstance(error, McspexError):
         problems = error.problems if isinstance(error, PlanError) else ()
-        return error.exit_code, *problems, str(error)
+        return error.exit_code, [*problems, str(error)]
     if isinstance(error, OSError) and error.filename is not None:
         from mcspex_cli import files
 
-        return 1, f"{error.filename}: {files.explain(error)}"
-    message = ""
+        return 1, [f"{error.filename}: {files.explain(error)}"]
+    messages = []
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):
         # Of Path.resolve, before Python 3.13.
-        message = f"{error}. Its links lead in a circle: remove one of them."
+        messages = [f"{error}. Its links lead in a circle: remove one of them."]
     elif isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         advice = f"no file can have this name in the encoding {error.encoding}. Set PYTHONUTF8=1."
-        message = f"{error.object}: {advice}"
+        messages = [f"{error.object}: {advice}"]
     elif is_lack_of_memory(error):
-        message = TOO_LITTLE_MEMORY
+        messages = [TOO_LITTLE_MEMORY]
     elif isinstance(error, ImportError) and not str(error.name).startswith("mcspex_cli"):
-        message = f"a package does not import ({error}). mcspex doctor says how to repair it."
-    return (1, message) if message else (1,)
+        messages = [f"a package does not import ({error}). mcspex doctor says how to repair it."]
+    return 1, messages
 
 
 class _Stderr(io.FileIO):
@@ -160,7 +155,7 @@ def _expect_end() -> None:
     """Let an interrupt end the process at once; in what is left to do, it would be a traceback."""
     if not _is_own_process():
         return
-    _on_interrupts(lambda *_: os._exit(130))
+    console.on_interrupts(lambda *_: os._exit(130))
     # Where an interrupt came within `exec`, Python notes that and ends by a signal, not by an exit
     # code. The next `exec` takes the note away.
     exec("")
@@ -198,14 +193,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _on_interrupts(handler: Any) -> None:
-    """Let `handler` answer Ctrl-C, SIGTERM and SIGHUP, except those ignored, as under nohup."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
-
-
 def _set_up_process() -> None:
     """Prepare streams and signals, check the working folder, and spare the cores."""
     _interrupts.clear()  # of an earlier command in this process
@@ -220,7 +207,7 @@ def _set_up_process() -> None:
         stderr = _Stderr(2, "w", closefd=False)
         sys.stderr = io.TextIOWrapper(stderr, encoding, "backslashreplace", write_through=True)
         # Python gives up handlers as it ends, which takes long after torch: a signal would end it.
-        atexit.register(_on_interrupts, signal.SIG_IGN)
+        atexit.register(console.on_interrupts, signal.SIG_IGN)
     if isinstance(sys.stdout, io.TextIOWrapper):  # which it is not if it is closed
         sys.stdout.reconfigure(errors="backslashreplace")  # where names are not of its encoding
     try:
@@ -228,7 +215,7 @@ def _set_up_process() -> None:
     except OSError:
         console.error("the working folder no longer exists. Change to another folder.")
         sys.exit(1)
-    _on_interrupts(_interrupt)
+    console.on_interrupts(_interrupt)
     share_cores()
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -53,21 +53,6 @@ def _batch_size(_: click.Context, __: click.Parameter, text: str) -> int:
     if not 1 <= size <= MOST_AT_ONCE:
         raise click.BadParameter(f"{text!r} is neither auto nor a number from 1 to {MOST_AT_ONCE}.")
     return size
-
-
-def _engine_settings(
-    precision: str = options.PRECISION,
-    runtime: str = options.RUNTIME,
-    passes: int = options.PASSES_OPTION,
-    batch_size: int = option(
-        "auto|N",
-        "How many windows are computed at once; auto is 1 on a CPU, 16 on a GPU, and fewer if "
-        "memory is short.",
-        default="auto",
-        callback=_batch_size,
-    ),
-) -> EngineSettings:
-    return EngineSettings(precision=precision, batch=batch_size, runtime=runtime, passes=passes)
 
 
 def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int]:
@@ -159,7 +144,16 @@ class BatchOptions:
         default="auto",
         callback=_devices,
     )
-    engine_settings: EngineSettings = options.group(_engine_settings)
+    precision: str = options.PRECISION
+    runtime: str = options.RUNTIME
+    passes: int = options.PASSES_OPTION
+    batch_size: int = option(
+        "auto|N",
+        "How many windows are computed at once; auto is 1 on a CPU, 16 on a GPU, and fewer if "
+        "memory is short.",
+        default="auto",
+        callback=_batch_size,
+    )
     extraction: ExtractionOptions = options.EXTRACTION
     jobs: int = option(
         None,
@@ -317,7 +311,13 @@ def _prepare(request: BatchOptions) -> WorkList:
     check_absent(request.extraction.absent, model, model.calibration)
     # Whether a file is extracted alone or with others must not change its result. So "auto" always
     # chooses as it does for a very long mixture.
-    engine_settings = replace(request.engine_settings, device=request.devices[0])
+    engine_settings = EngineSettings(
+        request.devices[0],
+        request.precision,
+        batch=request.batch_size,
+        runtime=request.runtime,
+        passes=request.passes,
+    )
     engine_settings = onnx.choose_runtime(model, engine_settings, math.inf)
     values = values | {
         "model": model,
@@ -347,24 +347,19 @@ def _prepare(request: BatchOptions) -> WorkList:
 
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
-    from mcspex_cli.batch import storage
     from mcspex_cli.batch.backends import estimate_s
     from mcspex_cli.batch.journal import show_length, total_s
 
-    time_s = estimate_s(work)
+    time_s, folder = estimate_s(work), work.plan.folder
     if as_json:
-        tasks = [task.to_dict(work.plan.folder) for task in work.todo]
+        tasks = [task.to_dict(folder) for task in work.todo]
         console.data({"done": len(work.skipped), "estimate_s": time_s, "jobs": tasks}, indent=2)
         return
-    rows = [
-        (
-            task.id,
-            storage.label(task.mixture),
-            ", ".join((*map(storage.label, task.references), *task.spans)),
-            show_length(task),
-        )
-        for task in work.todo[:_MAX_LISTED]
-    ]
+    rows = []
+    for task in work.todo[:_MAX_LISTED]:
+        values = task.to_dict(folder)
+        voice = ", ".join((*values["references"], *values["spans"]))
+        rows.append((task.id, values["mixture"], voice, show_length(task)))
     more = len(work.todo) - len(rows)
     footer = (f"and {more} more" if more else "", "", "", f"{total_s(work.todo):.1f}")
     console.table(("id", "mixture", "reference", "seconds"), rows, footer)

@@ -117,7 +117,7 @@ class LogFile(logging.FileHandler):
 
 
 class _Messages(logging.Filter):
-    """What holds of all messages of a command."""
+    """Whether messages of the command are shown, and what they call some files."""
 
     quiet = False
     """Whether progress is hidden, and all but warnings, errors and what `tell` says."""
@@ -328,6 +328,14 @@ def track(
                 told_s = now_s
                 left = duration((now_s - began_s) * (total / done - 1))
                 say(f"{label}: {100 * done / total:.0f} %, {left} left")
+
+
+def on_interrupts(handler: Any) -> None:
+    """Let `handler` answer Ctrl-C, SIGTERM and SIGHUP, except those ignored, as under nohup."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @contextmanager

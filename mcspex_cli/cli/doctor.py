@@ -188,8 +188,7 @@ def _reinstall(package: str) -> str:
 def _room(folder: Path, lost: str, setting: str) -> tuple[str, ...]:
     """Whether a folder, or the one in which it would be made, can be written and has room.
 
-    If it cannot be written, what is `lost` does not work. The environment variable `setting` names
-    another folder.
+    `lost` says what does not work if it cannot; the environment variable `setting` names another.
     """
     try:
         there = next(above for above in (folder, *folder.parents) if above.exists())

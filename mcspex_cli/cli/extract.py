@@ -93,7 +93,8 @@ class ExtractRequest:
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE
-    engine_settings: EngineSettings = options.ENGINE_FOR_MIXTURES
+    engine_settings: EngineSettings = options.ENGINE
+    passes: int = options.PASSES_OPTION
     extraction: ExtractionOptions = options.EXTRACTION
     overwrite: bool = flag("Replace existing outputs.")
     as_json: bool = options.JSON
@@ -197,7 +198,8 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     job.check_absent(extraction.absent, info, info.calibration)
     for profile_path, profile in profiles.items():
         profile.enrolment_for(info, profile_path)
-    extractor = options.load_extractor(info, request.engine_settings, seconds)
+    settings = replace(request.engine_settings, passes=request.passes)
+    extractor = options.load_extractor(info, settings, seconds)
     voice = extractor.enroll(
         references, spans=request.spans, mixture=first.mixture, options=extraction
     )

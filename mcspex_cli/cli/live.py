@@ -133,8 +133,8 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
         inflow.end()
 
     with output as write, ExitStack() as stack:
-        into = _describe(request.input_device, inflow.format)
-        console.say(f"in: {into}; out: {_describe(request.output_device, form)}")
+        source = _describe(request.input_device, inflow.format)
+        console.say(f"in: {source}; out: {_describe(request.output_device, form)}")
         info = options.find_model(request.model, offline=request.offline)
         ending_gently = console.ending_gently(stop, "SIGHUP")
         if request.from_start:  # else nothing is lost that would have been used

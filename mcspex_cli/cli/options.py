@@ -22,7 +22,6 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
@@ -391,17 +390,7 @@ def _engine(
 
 
 ENGINE = group(_engine)
-"""`EngineSettings`: how the network is run."""
-
-
-def _engine_for_mixtures(
-    settings: EngineSettings = ENGINE, passes: int = PASSES_OPTION
-) -> EngineSettings:
-    return replace(settings, passes=passes)
-
-
-ENGINE_FOR_MIXTURES = group(_engine_for_mixtures)
-"""`EngineSettings` with the number of passes."""
+"""`EngineSettings`: how the network is run; a command for mixtures also has `PASSES_OPTION`."""
 
 
 _GAIN_DB = FiniteRange(-120, 40)

@@ -287,7 +287,7 @@ def _compared_paths(request: ScoreRequest) -> list[Path]:
     """The files and folders to compare, each of which has to be there."""
     from mcspex_cli.files import check_exists
 
-    options_of_paths = [
+    paths = (
         request.estimates,
         request.truth,
         request.mixtures,
@@ -295,8 +295,8 @@ def _compared_paths(request: ScoreRequest) -> list[Path]:
         *request.references,
         request.reference_folder,
         request.transcripts,
-    ]
-    given = [each for each in options_of_paths if each]
+    )
+    given = [each for each in paths if each]
     for each in given:
         check_exists(each)
     return given

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import re
-import signal
 import socket
 import sys
 from typing import NamedTuple
@@ -117,10 +116,7 @@ def serve(
             timeout_graceful_shutdown=1,
         )
         server = Server(config)
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # also before uvicorn answers them
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, server.handle_exit)
+        console.on_interrupts(server.handle_exit)  # also before uvicorn answers them
         server.run(sockets=[address.listener])
     except KeyboardInterrupt:
         pass  # how it is meant to end

@@ -162,13 +162,11 @@ def train(
             f"{trainer.out}: stopped after step {trainer.step}. "
             f"Continue with: mcspex train {shlex.quote(str(config))} --resume"
         )
-    else:
-        best = trainer.out / "best"
-        score = f" (validation SI-SDRi {trainer.best_db:.2f} dB)" if best.is_dir() else ""
-        model = best if best.is_dir() else trainer.out / "last"
-        console.say(
-            f"{model}: the trained model{score}. Use it with: "
-            f"mcspex extract MIXTURE --ref REFERENCE --model {shlex.quote(str(model))}"
-        )
-    if not trainer.finished:
         click.get_current_context().exit(130)
+    model, score = trainer.out / "last", ""
+    if (trainer.out / "best").is_dir():
+        model, score = trainer.out / "best", f" (validation SI-SDRi {trainer.best_db:.2f} dB)"
+    console.say(
+        f"{model}: the trained model{score}. Use it with: "
+        f"mcspex extract MIXTURE --ref REFERENCE --model {shlex.quote(str(model))}"
+    )
