@@ -241,17 +241,17 @@ class Comparison:
         lines += report.refusals(self.rows)
         settings = self.settings
         for kind, folder in (("truth", settings.truth), ("mixture", settings.mixtures)):
-            lines += [] if folder else self._replaced(kind)
+            paths = [getattr(case, kind) for case in self.cases]
+            if not folder:
+                lines += self._replaced(kind)
+            elif not any(path.is_relative_to(folder) for path in paths if path):
+                lines.append(f"{folder}: has none of the cases.")
         if settings.groups and all(case.group == OTHER_CASES for case in self.cases):
             lines.append(f"{settings.groups.path}: names none of the cases.")
-        for folder, kind in ((settings.truth, "truth"), (settings.mixtures, "mixture")):
-            paths = [getattr(case, kind) for case in self.cases]
-            if folder and not any(path.is_relative_to(folder) for path in paths if path):
-                lines.append(f"{folder}: has none of the cases.")
         return lines
 
     def _replaced(self, kind: str) -> list[str]:
-        """Which systems were run on other truths or mixtures than the first that has some."""
+        """Which systems have their own truths or mixtures, other than those that are used here."""
         lines = []
         for number, system in enumerate(self.systems):
             names = [

@@ -164,7 +164,7 @@ def bss_eval(
 def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
     """Perceptual evaluation of speech quality, MOS-LQO 1 to 4.6: narrow or wide band by rate.
 
-    It is nan at rates but 8 and 16 kHz, and beyond `_PESQ_S`.
+    It is nan at other rates than 8 and 16 kHz, and beyond `_PESQ_S`.
 
     Source: ITU-T P.862.1 and P.862.2.
     """

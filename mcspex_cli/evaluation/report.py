@@ -135,17 +135,15 @@ def distribution(values: Sequence[float]) -> Distribution:
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    array, low, high = np.asarray(values, np.float64), None, None
-    if len(array) > 1:
-        rng, step = np.random.default_rng(SEED), max(1, _BLOCK // len(array))
-        means = [
-            array[rng.integers(len(array), size=(min(step, _RESAMPLES - start), len(array)))].mean(
-                1
-            )
-            for start in range(0, _RESAMPLES, step)
-        ]
+    array, count = np.asarray(values, np.float64), len(values)
+    low = high = None
+    if count > 1:
+        rng, at_once, means = np.random.default_rng(SEED), max(1, _BLOCK // count), []
+        for start in range(0, _RESAMPLES, at_once):
+            drawn = rng.integers(count, size=(min(at_once, _RESAMPLES - start), count))
+            means.append(array[drawn].mean(axis=1))
         low, high = map(float, np.percentile(np.concatenate(means), [2.5, 97.5]))
-    return Distribution(len(array), float(array.mean()), low, high, float(np.median(array)))
+    return Distribution(count, float(array.mean()), low, high, float(np.median(array)))
 
 
 def worst(rows: Rows) -> list[str]:
@@ -226,8 +224,7 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
         if isinstance(cells, str):
             raise ConfigError(f"{path} line {number}: {cells}")
         cases.append(dict(zip(columns, cells, strict=True)))
-    by_name: dict[str, str] = {}
-    titles = {}
+    by_name, titles = dict[str, str](), dict[str, str]()
     for name, row in zip(case_names([row[key] for row in cases]), cases, strict=True):
         group = row[column]
         if group and by_name.setdefault(name, group) != group:

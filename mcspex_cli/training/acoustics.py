@@ -25,12 +25,12 @@ _SPEED_OF_SOUND = 343.0
 """In m/s."""
 
 _REFLECTIONS = 3
-"""Walls that an image of a talker is mirrored in, at most, along each axis."""
+"""How often, at most, a talker is mirrored along each axis."""
 
 _HARMONICS = 12
 
 _CROSSFADE_S = 0.05
-"""How long the end of a short noise file sounds on under its beginning, where it is repeated."""
+"""Where a short noise file is repeated, its end fades out under its beginning for so long."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -301,7 +300,7 @@ class Corpus:
             AudioError: a file cannot be read.
         """
         names = ", ".join(map(str, folders))
-        mixtures = [m for folder in folders if mixed for m in list_librimix(folder)]
+        mixtures = [each for folder in folders for each in list_librimix(folder)] if mixed else []
         in_mixtures = [clip for mixture in mixtures for clip in mixture.talkers]
         by_speaker: dict[str, dict[object, Utterance]] = {}
         for clip in in_mixtures or list_utterances(folders):
@@ -318,20 +317,18 @@ class Corpus:
                 sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
                 if not mixed:
                     sounds = [_shorten_silence(sound, sample_rate_hz) for sound in sounds]
-                    audible = [not _is_silent(sound) for sound in sounds]
-                    silent += [c.path for c, heard in zip(clips, audible, strict=True) if not heard]
-                    clips = list(compress(clips, audible))
-                    sounds = list(compress(sounds, audible))
-                sentences = [clip.sentence for clip in clips]
-                if len(clips) < 2 and not mixed:
+                pairs = zip(clips, sounds, strict=True)
+                audible = {clip: sound for clip, sound in pairs if mixed or not _is_silent(sound)}
+                silent += [clip.path for clip in clips if clip not in audible]
+                sounds, sentences = list(audible.values()), [clip.sentence for clip in audible]
+                if len(sounds) < 2 and not mixed:
                     if sum(map(len, sounds)) < 2 * _MIN_HALF_S * sample_rate_hz:
-                        short += [clip.path for clip in clips]
+                        short += [clip.path for clip in audible]
                         continue
                     sounds = np.array_split(sounds[0], 2)
                     sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
-                indices |= {
-                    clip.path: UtteranceIndex(len(speakers), k) for k, clip in enumerate(clips)
-                }
+                for number, clip in enumerate(audible):
+                    indices[clip.path] = UtteranceIndex(len(speakers), number)
                 start = speakers[-1].start + speakers[-1].bounds[-1] if speakers else 0
                 bounds = np.cumsum([0, *map(len, sounds)]).tolist()
                 speakers.append(Speaker(name, start, bounds, sentences))

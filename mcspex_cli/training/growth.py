@@ -30,10 +30,10 @@ _SHRINKAGE = 0.05
 """The share of an equal variance in all directions in the covariance of a speaker's embeddings."""
 
 _PRIOR_COUNT = 0.6
-"""As how many references the mean of all speakers counts in each speaker's mean."""
+"""The mean of all speakers counts in each speaker's mean like so many references."""
 
 _LOGIT_SCALE = 0.25
-"""The analysis is too sure of itself, since it knows so few references of each speaker."""
+"""By itself the analysis is too sure, since it knows so few references of each speaker."""
 
 _SPREAD = 0.2
 """How unequally, relative to an equal share, the copies of a unit share its outgoing weights."""

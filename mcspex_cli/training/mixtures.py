@@ -467,7 +467,8 @@ def draw_batches(
     """
     steps = itertools.count(first_step)
     if not workers:
-        yield from (sampler.draw(seed, step, rows) for step in steps)  # without end
+        yield from (sampler.draw(seed, step, rows) for step in steps)
+        return
     loader = DataLoader(
         _Draws(sampler, seed, rows),
         batch_size=None,

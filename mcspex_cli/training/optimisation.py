@@ -23,7 +23,7 @@ _CLASSIFIER_WEIGHT = 0.5
 """Of the speaker classifier's cross-entropy. Source: SpEx+, section 3.2."""
 
 _FLOOR = 1e-3
-"""The share of energy below which less error, or an estimate nearer silence, no longer pays."""
+"""Share of energy below which it no longer pays to make the error smaller, or silence deeper."""
 
 _MOMENTUM = 0.95
 """Of Muon, in Nesterov's form. Source: Jordan et al., 2024, as the coefficients below."""
