@@ -237,7 +237,8 @@ class _LocalProcess:
 
     def end(self, *, now: bool) -> None:
         if self._pool:
-            for process in [*(self._pool._processes or {}).values()] if now else ():
+            processes = dict(self._pool._processes or {}) if now else {}
+            for process in processes.values():
                 process.kill()
                 process.join()
             self._pool.shutdown(wait=not now, cancel_futures=True)

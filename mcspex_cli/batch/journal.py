@@ -553,6 +553,7 @@ def equal_parts(work: Sequence[Unit], count: int) -> list[list[Unit]]:
     for index in sorted(range(len(work)), key=lambda index: total_s(work[index]), reverse=True):
         load, number = heapq.heappop(loads)
         parts[number].append(index)
+        # A little more, so that units of unknown length are spread evenly, too.
         heapq.heappush(loads, (load + total_s(work[index]) + 1e-3, number))
     return [[work[index] for index in sorted(indices)] for indices in parts]
 

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,13 +131,12 @@ def read_manifest(path: Path, problems: list[str]) -> list[Task]:
         raise PairingError(
             f"{storage.label(path)}: cannot be read (not UTF-8 text). Save it again as UTF-8."
         ) from error
-    tasks, label = list[Task](), storage.label(path)
-    unknown, shared = dict[str, None](), dict[str, str]()
+    tasks, unknown, label = list[Task](), dict[str, None](), storage.label(path)
     for line, row in read(label, text, unknown):
         try:
             if isinstance(row, str):
                 raise PairingError(row)
-            tasks.append(_task(os.path.dirname(path), line, row, shared))  # noqa: PTH120
+            tasks.append(_task(os.path.dirname(path), line, row))  # noqa: PTH120
         except (AudioError, PairingError) as error:
             problems.append(f"{label} line {line}: {error}")
     if not tasks and not problems:
@@ -216,11 +216,8 @@ def _columns(label: str, headings: Sequence[str], unknown: dict[str, None]) -> l
     return columns
 
 
-def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> Task:
-    """A row's files, and its id: the one given, its output's name or its mixture's.
-
-    `shared` has one copy of each reference's path, which many rows may name.
-    """
+def _task(root: str, line: int, row: dict[str, Any]) -> Task:
+    """A row's files, and its id: the one given, its output's name or its mixture's."""
     for column, value in row.items():
         for text in value if column in _LISTS and isinstance(value, list) else [value]:
             if not isinstance(text, str):
@@ -230,13 +227,14 @@ def _task(root: str, line: int, row: dict[str, Any], shared: dict[str, str]) -> 
     mixture, truth = row.get("mixture"), row.get("truth")
     if not mixture:
         raise PairingError("names no mixture. Name one, or drop the line.")
-    clips = (_resolve(root, name) for name in _several(row.get("reference")))
+    # Many rows may name the same references: memory holds each path once.
+    references = tuple(sys.intern(_resolve(root, name)) for name in _several(row.get("reference")))
     outside = storage.is_url(mixture) or os.path.isabs(mixture) or ".." in mixture.split("/")  # noqa: PTH117
     name = row.get("output") or (os.path.basename(mixture) if outside else mixture)  # noqa: PTH119
     return Task(
         id=row.get("id") or os.path.splitext(os.path.normpath(name))[0],  # noqa: PTH122
         mixture=_resolve(root, mixture),
-        references=tuple(shared.setdefault(clip, clip) for clip in clips),
+        references=references,
         spans=_several(row.get("span")),
         truth=_resolve(root, truth) if truth else None,
         output=row.get("output") or "",

@@ -48,9 +48,9 @@ _INPUT_KEYS = ("mixture", "references", "span", "truth")
 """The keys under which the list of failures has a task's inputs, as rows have them."""
 
 _RUN_KEYS = (
-    *("elapsed_s", "real_time_factor", "device", "precision", "runtime", "passes"),
-    *("model", "model_revision", "model_sha256", "output"),
-)
+    "elapsed_s real_time_factor device precision runtime passes model model_revision model_sha256 "
+    "output"
+).split()
 """The keys of a result that rows lack: they differ from run to run, or `run.json` has them."""
 
 
@@ -59,8 +59,8 @@ def score(
 ) -> None:
     """Score the tasks that are finished, have a truth and have no such score in the journal yet.
 
-    Those that could not be scored are tried again: whether a file may be read, say, its size and
-    time do not tell. `advance` is called with the share that is done.
+    Those that could not be scored are tried again: sizes and times do not tell whether a file can
+    be read by now. `advance` is called with the share that is done.
     """
     folder = work.plan.folder
     journal, writer, locations = Journal(folder), JournalWriter(folder), Locations(folder)
@@ -234,7 +234,7 @@ def _rows(
 
 
 def _row(task: Task, line: ResultLine, score: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's result, and its score: what both have is the score's, unless that has no value."""
+    """A task's result with its score, whose values count where both have some."""
     row = {name: value for name, value in line.result.items() if name not in _RUN_KEYS}
     row["warnings"] = [text.replace(task.mixture, task.id) for text in row.get("warnings", ())]
     return row | {name: v for name, v in score.items() if v is not None or name not in row}

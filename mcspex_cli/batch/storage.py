@@ -51,7 +51,7 @@ class Stamp(NamedTuple):
 
 
 def to_path(text: str | Path) -> Path:
-    """What a user wrote as a path; of a URL of this disk, `file:///a`, it is the file's path.
+    """The path that a user means by a text: `file:///a`, a URL of this disk, means /a.
 
     Raises:
         AudioError: it is a URL with a password, which journals and reports would show, or of a

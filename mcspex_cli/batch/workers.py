@@ -192,10 +192,10 @@ class Worker:
             except McspexError as error:
                 return type(error)(storage.with_urls(str(error), copies))
         sources = ", ".join(voice.sources)
-        warnings = (
+        warnings = [  # which name their clips: in a batch, nobody would know which are meant
             text if any(source in text for source in voice.sources) else f"{sources}: {text}"
             for text in voice.warnings
-        )
+        ]
         return replace(voice, warnings=tuple(storage.with_urls(text, copies) for text in warnings))
 
 

@@ -118,7 +118,7 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     if to_stdout:
         from mcspex_cli.extraction.reference import list_sources
 
-        mixtures = [Path(one) for one in request.mixtures if one != _STREAM]
+        mixtures = [Path(name) for name in request.mixtures if name != _STREAM]
         inputs = [*mixtures, *list_sources(request.references)]
         console.check_sound_output(inputs, from_stdin=from_stdin)
     if from_stdin:
@@ -136,7 +136,7 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     enter(console.shown_as(stdout, "standard output"))
     request = replace(
         request,
-        mixtures=tuple(str(stdin) if one == _STREAM else one for one in request.mixtures),
+        mixtures=tuple(str(stdin) if name == _STREAM else name for name in request.mixtures),
         output=str(stdout) if to_stdout else request.output,
     )
     try:
@@ -170,32 +170,31 @@ def _check_usage(request: ExtractRequest) -> None:
 
 def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
     """Check everything that can be known before the model is loaded, load it, and work."""
-    from mcspex_cli.extraction import job, reference
+    from mcspex_cli.extraction import reference
+    from mcspex_cli.extraction.job import check_absent, check_jobs
 
     extraction = request.extraction
     references = reference.list_sources(request.references)
     jobs = _plan(request, stdin, lambda: voice)  # which is enrolled below
-    for one in jobs:
-        console.check_log_files(one.outputs.paths())
-    options.check_subtype(
-        (path for one in jobs for path in one.outputs.sounds()), extraction.subtype
-    )
-    job.check_jobs(jobs, references)
+    for job in jobs:
+        console.check_log_files(job.outputs.paths())
+        options.check_subtype(job.outputs.sounds(), extraction.subtype)
+    check_jobs(jobs, references)
     profiles = reference.check_references(references)
     if stdin:
         _copy_stdin(stdin)
-    for index, one in enumerate(jobs):
+    for index, job in enumerate(jobs):
         try:
-            jobs[index] = replace(one, reader=one.open(extraction))
+            jobs[index] = replace(job, reader=job.open(extraction))
         except McspexError:  # one of several fails when it is its turn
             if len(jobs) == 1:
                 raise
     first = jobs[0]
     if first.reader and request.spans:
         reference.check_spans(first.reader, request.spans)
-    seconds = sum(one.reader.info.seconds for one in jobs if one.reader)
+    seconds = sum(job.reader.info.seconds for job in jobs if job.reader)
     info = options.find_model(request.model, offline=request.offline)
-    job.check_absent(extraction.absent, info, info.calibration)
+    check_absent(extraction.absent, info, info.calibration)
     for profile_path, profile in profiles.items():
         profile.enrolment_for(info, profile_path)
     settings = replace(request.engine_settings, passes=request.passes)
@@ -411,7 +410,7 @@ def enroll(
     clips = reference.list_sources(sources)
     name = printable(name or output.stem)
     profile.check_profile_output(output, name, len(clips), overwrite=overwrite)
-    named = [options.find_model(one, offline=offline) for one in models or (None,)]
+    named = [options.find_model(model, offline=offline) for model in models or (None,)]
     infos = list({info.sha256: info for info in named}.values())
     files.check_no_input([output], files.identities(*clips))
     reference.check_references(clips, *infos)
@@ -422,7 +421,7 @@ def enroll(
         (v for v in voices if any(q.two_voices is not None for q in v.qualities)), voices[0]
     )
     # A profile does not tell where its clips were. It is text, which not all names of files are.
-    qualities = tuple(one.rename(printable(Path(one.path).name)) for one in best.qualities)
+    qualities = tuple(clip.rename(printable(Path(clip.path).name)) for clip in best.qualities)
     voice_profile = profile.Profile(name, enrolments, qualities)
     profile.write_profile(output, voice_profile, overwrite=overwrite)
     for line in best.warnings:
@@ -444,14 +443,14 @@ def _show_qualities(qualities: Sequence[ReferenceQuality]) -> None:
         ),
         [
             (
-                one.path,
-                *(f"{value:.1f}" for value in (one.seconds, one.speech_s, one.used_s)),
-                f"{one.level_db:.1f}",
-                "-" if one.snr_db is None else f"{one.snr_db:.0f}",
-                f"{100 * one.clipped:.1f} %",
-                words[one.two_voices],
+                clip.path,
+                *(f"{value:.1f}" for value in (clip.seconds, clip.speech_s, clip.used_s)),
+                f"{clip.level_db:.1f}",
+                "-" if clip.snr_db is None else f"{clip.snr_db:.0f}",
+                f"{100 * clip.clipped:.1f} %",
+                words[clip.two_voices],
             )
-            for one in qualities
+            for clip in qualities
         ],
     )
 
@@ -480,8 +479,8 @@ def _show_profiles(sources: Sequence[Path], *, listed: bool, as_json: bool) -> N
         rows = [
             (
                 *(str(file), profile.name, profile.created),
-                f"{max(one.seconds for one in profile.models):.1f}",
-                ", ".join(one.name for one in profile.models),
+                f"{max(model.seconds for model in profile.models):.1f}",
+                ", ".join(model.name for model in profile.models),
             )
             for file, profile in profiles
         ]
@@ -489,8 +488,9 @@ def _show_profiles(sources: Sequence[Path], *, listed: bool, as_json: bool) -> N
     else:
         for file, profile in profiles:
             lines = [("profile", str(file)), ("name", profile.name), ("created", profile.created)]
-            for one in profile.models:
-                lines.append(("model", f"{one.label}, {console.duration(one.seconds)} of speech"))
+            for model in profile.models:
+                speech = f"{console.duration(model.seconds)} of speech"
+                lines.append(("model", f"{model.label}, {speech}"))
             console.facts(lines)
             _show_qualities(profile.qualities)
     if damaged:

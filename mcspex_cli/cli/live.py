@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from mcspex_cli.cli.options import choice, flag, option
 
 if TYPE_CHECKING:
     from mcspex_cli import EngineSettings
-    from mcspex_cli.audio import Samples
     from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
+    from mcspex_cli.cli.live_audio import Write
     from mcspex_cli.extraction.streaming import LiveExtractor
 
 _LATE_S = 0.25
@@ -186,7 +186,7 @@ def _extract(
     request: LiveRequest,
     extraction: LiveExtractor,
     inflow: Inflow,
-    write: Callable[[Samples], None],
+    write: Write,
 ) -> None:
     """Push each block as it arrives, write what is due, and say what happens."""
     clock, seconds = _Clock(), 0.0
@@ -195,7 +195,8 @@ def _extract(
         due = extraction.push(block)
         seconds += block.shape[1] / extraction.sample_rate_hz
         clock.check(arrival, seconds)
-        clock.pause(write, due)
+        with clock.paused():
+            write(due)
         is_warned = is_warned or _warn_of_channels(extraction)
         if request.verbose and bool(extraction.present) != present:
             present = not present
@@ -245,8 +246,9 @@ class _Clock:
                 f"delay grows. {live_audio.SPEED_ADVICE}"
             )
 
-    def pause(self, write: Callable[[Samples], None], samples: Samples) -> None:
-        """Write samples, and do not count the time that it takes."""
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time that the block takes."""
         before = time.monotonic()
-        write(samples)
+        yield
         self._start += time.monotonic() - before

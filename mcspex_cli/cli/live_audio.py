@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     Arrival = tuple[float, Samples]
     """When a block arrived, by `time.monotonic`, and its samples [channel, sample]."""
 
+    Write = Callable[[Samples], None]
+    """Writes or plays samples [sample]."""
+
 ENCODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "u8": "PCM_U8", "f32": "FLOAT"}
 """The encodings of samples, all little-endian, with libsndfile's names for them. The number is the
 bits of a sample."""
@@ -344,8 +347,8 @@ def _pump(descriptor: int, held: bytes, inflow: Inflow) -> None:
 @contextmanager
 def stdout(
     form: SoundFormat, references: Iterable[Path], interrupted: threading.Event
-) -> Iterator[Callable[[Samples], None]]:
-    """Give a function that writes samples [sample] to standard output at once.
+) -> Iterator[Write]:
+    """Give a function that writes samples to standard output at once.
 
     It raises a BrokenPipeError if the program that reads them has ended, and a ReaderStalled if
     that reads nothing for 10 s after `interrupted` was set. It is refused if the output is one of
@@ -466,8 +469,8 @@ class Microphone(Inflow):
 
 
 @contextmanager
-def loudspeaker(device: str, sample_rate_hz: int) -> Iterator[Callable[[Samples], None]]:
-    """Give a function that plays samples [sample], and waits until the card takes them."""
+def loudspeaker(device: str, sample_rate_hz: int) -> Iterator[Write]:
+    """Give a function that plays samples, and waits until the card takes them."""
     card, stream = SoundCard(device, "output", sample_rate_hz), None
     with ExitStack() as stack:
 

@@ -224,7 +224,8 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
         if isinstance(cells, str):
             raise ConfigError(f"{path} line {number}: {cells}")
         cases.append(dict(zip(columns, cells, strict=True)))
-    by_name, titles = dict[str, str](), dict[str, str]()
+    by_name: dict[str, str] = {}
+    titles: dict[str, str] = {}
     for name, row in zip(case_names([row[key] for row in cases]), cases, strict=True):
         group = row[column]
         if group and by_name.setdefault(name, group) != group:
@@ -590,10 +591,9 @@ def as_json(report: Report) -> str:
 
 def as_csv(report: Report) -> str:
     """A report's rows as CSV: known columns first, those without any value left out."""
-    # `segments` is too long for a cell.
-    keys = dict.fromkeys(key for row in report.rows for key in row if key != "segments")
-    ordered = [key for key in _FIRST if key in keys] + [key for key in keys if key not in _FIRST]
-    columns = [key for key in ordered if any(row.get(key) not in (None, "") for row in report.rows)]
+    keys = dict.fromkeys((*_FIRST, *(key for row in report.rows for key in row)))
+    keys.pop("segments", None)  # too long for a cell
+    columns = [key for key in keys if any(row.get(key) not in (None, "") for row in report.rows)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)

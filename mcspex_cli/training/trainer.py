@@ -149,9 +149,9 @@ class Trainer:
         clock, since_s = Clock(self.elapsed_s), self.elapsed_s
         first = self.team.rank * self.settings.optimiser.batch
         rows = range(first, first + self.settings.optimiser.batch)
+        on_gpu = self.device.type == "cuda"
         batches = draw_batches(
-            *(self.sampler, run.seed, self.step, rows, run.workers),
-            for_cuda=self.device.type == "cuda",
+            self.sampler, run.seed, self.step, rows, run.workers, for_cuda=on_gpu
         )
         ending = self.finished
         if ending and self.team.highest([float(self.team.leads and not self._is_saved())])[0]:
