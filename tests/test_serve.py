@@ -483,7 +483,7 @@ def test_a_wrong_start_is_one_line(server: Server, monkeypatch: pytest.MonkeyPat
     )
     code, line = run("--max-upload", "many")
     assert code == 2
-    assert line.endswith("'many' is no size. Write it like 500M or 2G.")
+    assert line.endswith("'many' is not a size. Write it like 500M or 2G.")
     for host in ("no such host", "a..b", "192.0.2.1"):
         code, line = run("--host", host)
         assert code == 1

@@ -396,7 +396,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     up to the next fixed one. Anything else is a regular expression for its path.
 
     Raises:
-        PairingError: it is no expression, or says nothing of the speaker.
+        PairingError: it is not a regular expression, or does not say where the speaker is.
     """
     fields, text = _FIELD.findall(pattern), pattern
     if "speaker" in fields:

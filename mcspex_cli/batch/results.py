@@ -136,7 +136,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
             f"{folder}: another run has been writing the reports for {_WRITING_S} s, so this one "
             "no longer waits. If a finished file is missing in them, run this command again."
         )
-    except (NotImplementedError, OSError):  # on a disk without locks, say
+    except (NotImplementedError, OSError):  # for example on a disk without locks
         pass
     try:
         yield

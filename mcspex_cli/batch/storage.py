@@ -133,7 +133,7 @@ def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = (
 
 
 def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
-    """A file's stamp; None if it is no file.
+    """A file's stamp; None if there is no such file.
 
     Objects are looked up in a list of their folder that is made once or, if `anew`, asked for.
     """

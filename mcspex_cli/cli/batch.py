@@ -67,11 +67,11 @@ def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
     defaults = {"ID": "0", "MIN": "0", "STEP": "1", "COUNT": "1"}
     texts = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", text) for name, text in defaults.items()]
     if not all(text.isdecimal() for text in texts):
-        raise click.BadParameter(f"SLURM_ARRAY_TASK_ID {texts[0]!r} is no number; name I/N.")
+        raise click.BadParameter(f"SLURM_ARRAY_TASK_ID {texts[0]!r} is not a number; give I/N.")
     task, first, step, count = map(int, texts)
     index = (task - first) // max(1, step) + 1
     if not 1 <= index <= count:
-        raise click.BadParameter(f"Slurm's array has gaps (task {task} of {count}); name I/N.")
+        raise click.BadParameter(f"Slurm's array has gaps (task {task} of {count}); give I/N.")
     return index, count
 
 
@@ -110,7 +110,7 @@ class BatchOptions:
         "regular expression with (?P<speaker>...).",
     )
     allow_unused: bool = flag("Accept references that no mixture needs.")
-    truth: Path | None = path("DIR|SCP", "What the targets really say, to score the estimates.")
+    truth: Path | None = path("DIR|SCP", "The targets' speech alone, to score the estimates.")
     metrics: str = option(
         "NAMES",
         "What to compute with --truth: some of {of_batch}.",

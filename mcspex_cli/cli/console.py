@@ -148,7 +148,7 @@ say, warn, error = logger.info, logger.warning, logger.error
 
 
 def tell(text: str) -> None:
-    """Show a message even if the command is to be quiet: the answer to a Ctrl-C, say."""
+    """Show a message even if the command is to be quiet, such as the answer to a Ctrl-C."""
     logger.info(text, extra={"is_always_said": True})
 
 

@@ -51,7 +51,7 @@ _LONGEST_WAIT_S, _STEP_S = 10.0, 0.1
 """How long a reader that takes nothing is waited for after an interruption, and in which steps."""
 
 _MAX_WAITING_BLOCKS = 2**12
-"""If so many blocks wait, a pipe is read no further, and recording from a sound card fails."""
+"""If this many blocks wait, a pipe is read no further, and recording from a sound card fails."""
 
 _HELD_S, _SHORTEST_S = 0.1, 0.5
 """How long it takes to read what a pipe held, and the least in which a source shows its pace."""

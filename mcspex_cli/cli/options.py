@@ -56,7 +56,7 @@ Value = TypeVar("Value")
 class NamedPath(click.Path):
     """A path that is not empty: an empty one would mean the working folder.
 
-    It does not begin with a ~ that the shell left as it is: nobody wants a folder called so.
+    Nor may it begin with a ~ that the shell has not replaced: nobody wants a folder of that name.
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

@@ -24,7 +24,7 @@ def _size(_: click.Context, __: click.Parameter, text: str) -> int:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([KMGT]?)B?", text.strip().upper())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not size:
-        raise click.BadParameter(f"{text!r} is no size. Write it like 500M or 2G.")
+        raise click.BadParameter(f"{text!r} is not a size. Write it like 500M or 2G.")
     return size
 
 
@@ -89,7 +89,7 @@ def serve(
         def handle_exit(self, *_: object) -> None:
             """End soon, however often that is asked for: ending by force shows tracebacks.
 
-            So does an upload that is cut off now, which is no failure.
+            So does an upload that is cut off now, which is not a failure.
             """
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             self.should_exit = True
@@ -158,12 +158,12 @@ def listen(host: str, port: int) -> Address:
         both = address[0] == "::" and socket.has_dualstack_ipv6()
         listener = socket.create_server(address[:2], family=family, dualstack_ipv6=both)
     except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no address"
+        reason = error.strerror if isinstance(error, OSError) else "is not an address"
         raise McspexError(f"--host {host}: {reason}. Give 127.0.0.1 or 0.0.0.0.") from error
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
             raise McspexError(
-                f"--host {host}: is no address of this machine. Give 127.0.0.1 or 0.0.0.0."
+                f"--host {host}: is not an address of this machine. Give 127.0.0.1 or 0.0.0.0."
             ) from error
         raise McspexError(
             f"cannot listen on port {port} of {host}: {os.strerror(error.errno or 0)}. "

@@ -22,7 +22,7 @@ OTHER_CASES = "Other cases"
 """What pages call `report.NO_GROUP`."""
 
 VALUED = (Status.OK, Status.UNSCORED)
-"""The statuses of rows whose values tables show, be they in the means or not."""
+"""Tables show the values of rows with these statuses, whether they are in the means or not."""
 
 BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 """Why a case is shown."""

@@ -287,7 +287,7 @@ def open_transcriber(model: str) -> Transcribe:
         if is_folder and not (Path(model) / "tokenizer.json").is_file():
             raise FileNotFoundError("it has no tokenizer.json")
         whisper = package.WhisperModel(model, local_files_only=True)
-    except Exception as error:  # the package raises all kinds of errors on what is no model
+    except Exception as error:  # the package raises all kinds of errors on what is not a model
         reason = " ".join(str(error).split())
         problem = f"cannot be loaded ({reason})" if is_folder else "is not on this disk"
         raise ConfigError(
@@ -324,7 +324,7 @@ NOTHING = np.zeros(0, np.float32)
 class Sounds:
     """What metrics look at: sounds [sample], all equally long, and what else is known of them.
 
-    What is not known is empty, and a function gives a value that means nothing.
+    What is not known is empty; a function that is not known returns nan, or no words.
     """
 
     rate_hz: int

@@ -65,7 +65,7 @@ _OURS = re.compile(r"\d{5,}\.(flac|png)")
 """Names of the files beside a page: numbers, since nothing that a user named is safe."""
 
 SPECTRUM_S, _SPECTRUM_HOP_S = 0.032, 0.008
-"""Each spectrum of a picture is of so long a stretch, and they begin so far from each other."""
+"""How much sound each spectrum of a picture covers, and how far apart the spectra begin."""
 
 COLUMNS, ROWS = 512, 160
 """The largest spectrogram; longer sounds and finer spectra are averaged into it."""

@@ -280,7 +280,7 @@ def make_report(
     groups: Groups | None = None,
     baseline: Baseline | None = None,
 ) -> Report:
-    """Build a report; columns that are no metrics are kept, and non-finite values become None.
+    """Build a report; columns that are not metrics are kept, and non-finite values become None.
 
     `missing` are the names of truths without an estimate; `groups` add "group" to every row.
 

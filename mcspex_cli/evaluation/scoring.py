@@ -138,7 +138,7 @@ def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> d
 
     Raises:
         AudioError, PairingError: there is no such folder, it is a batch's output folder, in which
-            residuals are not told from estimates, or two files in it have one name.
+            residuals would be taken for estimates, or two files in it have one name.
     """
     files.check_exists(folder)
     if not folder.is_dir():
@@ -234,7 +234,7 @@ def read_transcript(path: Path) -> str:
         ConfigError: it is not text, or its suffix says WebVTT and it is not.
     """
     if path.suffix.lower() not in _TRANSCRIPTS:
-        raise ConfigError(f"{path}: is no transcript. Its name must end in .txt or .vtt.")
+        raise ConfigError(f"{path}: is not a transcript. Its name must end in .txt or .vtt.")
     content = files.read_text(path)
     if path.suffix.lower() == ".txt":
         return content

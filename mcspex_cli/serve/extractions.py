@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _PEAKS_PER_S = 100.0
 _MOST_PEAKS = 100_000
-"""A page holds at most so many peaks of a sound, 400 kB; they are finer for shorter sounds."""
+"""A page holds at most this many peaks of a sound, 400 kB; they are finer for shorter sounds."""
 
 _PICTURE_HZ = 16_000
 """Pictures show what is below half of this, where speech is."""
@@ -80,7 +80,7 @@ class Recording:
         self.peaks = bytearray()
         """Of what is decoded so far, see `find_peaks`."""
         self.seconds = self.info.seconds
-        """As the header announces, and when it is decoded, as it is."""
+        """What the header announces; once all is decoded, the true length."""
         self.is_decoded = False
         self.error = ""
         self.warnings: list[str] = []

@@ -146,8 +146,8 @@ def is_this_machine(host: str) -> bool:
 
 
 Endpoint = Callable[[Session, Request], Awaitable[Response | None] | Response | None]
-"""Answers a request of a page, in a thread if it is no coroutine; with the state of its session if
-it returns nothing."""
+"""Answers a request of a page, in a thread unless it is a coroutine. If it returns nothing, the
+answer is the state of the session."""
 
 
 class Pages:
@@ -384,7 +384,7 @@ async def _stream_peaks(recording: Recording) -> AsyncIterator[bytes]:
 
 
 def _number(query: Mapping[str, str], name: str) -> float:
-    """A time in a query; 0 for what is no number."""
+    """A time in a query; 0 if it is not a number."""
     try:
         return min(max(0.0, float(query.get(name, ""))), 1e9)
     except ValueError:

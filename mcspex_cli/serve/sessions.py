@@ -28,8 +28,8 @@ from mcspex_cli.serve.extractions import (
 )
 
 _LONGEST_ABSENCE_S = 300.0
-"""A page that is not heard of for so long is taken for closed. Browsers let pages in the
-background speak once a minute."""
+"""After this time without a request, a page counts as closed. Browsers let pages in the background
+send one a minute."""
 
 LONGEST_NAME = 200
 

@@ -30,7 +30,7 @@ _REFLECTIONS = 3
 _HARMONICS = 12
 
 _CROSSFADE_S = 0.05
-"""Where a short noise file is repeated, its end fades out under its beginning for so long."""
+"""Where a short noise file is repeated, its end fades out under its beginning over this time."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def list_librimix(folder: Path) -> list[LibriMixture]:
     `mixture_SET_mix_clean.csv` in the folder lists them; without it, the files of `mix_clean` do.
 
     Raises:
-        ConfigError: the folder is no such set or an empty one, a file is missing, or the metadata
+        ConfigError: the folder is not such a set, or is empty, a file is missing, or the metadata
             or a mixture's name cannot be read.
     """
     if not is_librimix(folder):

@@ -30,7 +30,7 @@ _SHRINKAGE = 0.05
 """The share of an equal variance in all directions in the covariance of a speaker's embeddings."""
 
 _PRIOR_COUNT = 0.6
-"""The mean of all speakers counts in each speaker's mean like so many references."""
+"""The mean of all speakers counts in each speaker's mean like this many references."""
 
 _LOGIT_SCALE = 0.25
 """By itself the analysis is too sure, since it knows so few references of each speaker."""
@@ -132,7 +132,7 @@ def fit_classifier(system: System, sampler: MixtureSampler, seed: int) -> None:
 
 
 def enlarge(config: SystemConfig, width: float, stacks: int, blocks: int) -> SystemConfig:
-    """A system's sizes with `width` times as many units in every layer, and so many blocks.
+    """A system's sizes with `width` times as many units in every layer, and more blocks.
 
     0 leaves the stacks, or the blocks in each, as they are.
 

@@ -458,7 +458,7 @@ def draw_batches(
 ) -> Iterator[Batch]:
     """Draw some rows of each step's batch, from a step on, without end.
 
-    With `workers`, so many processes draw ahead, from a corpus that lies on the CPU. The batches
+    With `workers`, that many processes draw ahead, from a corpus that lies on the CPU. The batches
     are the same. They are in pinned memory, from which a GPU copies fast, if they are `for_cuda`.
 
     Raises:

@@ -69,7 +69,7 @@ class Trainer:
         """The `elapsed_s` from which `decay_minutes` count: that of the first start or resume with
         this setting."""
         self.stopping = Event()
-        """Set it, from a signal handler say, to have `run` save and end after the step in hand."""
+        """Set it, as from a signal handler, and `run` saves and ends after the current step."""
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
         state = self._take_folder(resume=resume)
@@ -356,7 +356,7 @@ class Trainer:
                     f"{self.out}: another process is training this run. End it first, or set "
                     "[run] out to another folder."
                 ) from error
-            except (NotImplementedError, OSError):  # on a disk without locks, say
+            except (NotImplementedError, OSError):  # for example on a disk without locks
                 pass
         if resume:
             return self._read_state()

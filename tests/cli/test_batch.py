@@ -776,7 +776,7 @@ def test_a_slurm_array_with_gaps_has_to_be_told(
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     done = batch(*ASKED)
     assert done.exit_code == 2
-    assert "Slurm's array has gaps (task 9 of 3); name I/N." in " ".join(done.stderr.split())
+    assert "Slurm's array has gaps (task 9 of 3); give I/N." in " ".join(done.stderr.split())
     assert batch(*ASKED, "--shard", "2/3").exit_code == 0
 
 

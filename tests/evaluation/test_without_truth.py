@@ -177,7 +177,7 @@ def test_transcripts_that_cannot_be_used_are_one_line(
 
 def test_a_file_that_is_no_transcript_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.srt").touch()
-    with pytest.raises(ConfigError, match=r"is no transcript. Its name must end in .txt or .vtt"):
+    with pytest.raises(ConfigError, match=r"is not a transcript. Its name must end in .txt"):
         read_transcript(tmp_path / "a.srt")
 
 
