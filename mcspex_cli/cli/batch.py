@@ -113,8 +113,10 @@ class BatchOptions:
     truth: Path | None = path("DIR|SCP", "The targets' speech alone, to score the estimates.")
     metrics: str = option(
         "NAMES",
-        "What to compute with --truth: some of {of_batch}.",
-        cls=score.MetricsOption,
+        "What to compute with --truth: some of {}.",
+        cls=options.TableOption,
+        rows=score.metrics_of_batch,
+        strict=False,
         default="si_sdr,si_sdr_i,snr",
     )
     resample: bool = flag("Also score files of other sample rates, at the truth's.")

@@ -46,17 +46,6 @@ def _spans(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> tuple
         raise click.BadParameter(str(error)) from error
 
 
-class ActivityOption(click.Option):
-    """An option whose help names the formats of activity files, imported only for the help."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its help."""
-        from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
-
-        self.help = (self.help or "").format(suffixes=", ".join(ACTIVITY_FORMATS))
-        return super().get_help_record(ctx)
-
-
 @dataclass(frozen=True)
 class ExtractRequest:
     """The arguments of `mcspex extract`."""
@@ -87,9 +76,11 @@ class ExtractRequest:
     )
     activity: str | None = option(
         "FILE|DIR",
-        "Also write when the person speaks, to a file that ends in {suffixes}.",
+        "Also write when the person speaks, to a file that ends in {}.",
         type=options.PATH_AS_TYPED,
-        cls=ActivityOption,
+        cls=options.TableOption,
+        rows=options.table("extraction.presence", "ACTIVITY_FORMATS"),
+        strict=False,
     )
     model: str | None = options.MODEL
     offline: bool = options.OFFLINE

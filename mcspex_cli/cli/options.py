@@ -169,15 +169,15 @@ class TableOption(click.Option):
     """An option whose choices are the rows of a table that takes long to import.
 
     The table is only imported for the help of the command, and for another value than the default.
-    `rows` gives it: what each choice means, by its name. Without `strict` the command itself checks
-    other values.
+    `rows` gives it: what each choice means, by its name. In the help the names stand for {}, or
+    without {} the rows come last. Without `strict` the command itself checks other values.
     """
 
     def __init__(
         self, *args: Any, rows: Callable[[], Mapping[str, str]], strict: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.rows, self.strict, self._text = rows, strict, self.help
+        self.rows, self.strict, self._text = rows, strict, self.help or ""
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """Refuse a value that is not a row of the table."""
@@ -187,29 +187,39 @@ class TableOption(click.Option):
         return super().type_cast_value(ctx, value)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Complete the help by the rows: each by its name, with what it means."""
+        """Complete the help by the rows: by their names, or each with what it means."""
         rows = self.rows()
-        self.metavar = "|".join(rows)
         meanings = ", ".join(f"{name} ({text})" for name, text in rows.items() if text)
-        self.help = f"{self._text}: {meanings}." if meanings else f"{self._text}."
+        if "{}" in self._text:
+            self.help = self._text.format(", ".join(rows))
+        else:
+            self.metavar = "|".join(rows)
+            self.help = f"{self._text}: {meanings}." if meanings else f"{self._text}."
         return super().get_help_record(ctx)
 
 
 def choice(rows: Callable[[], Mapping[str, str]], text: str, *names: str, **settings: Any) -> Any:
-    """Declare an option that is a row of a table, see `TableOption`; its help ends in the rows."""
-    return option(None, text, *names, cls=TableOption, rows=rows, **settings)
+    """Declare an option that is a row of a table, see `TableOption`; its help ends in the rows.
+
+    A dot before a row's name is left out.
+    """
+
+    def choices() -> dict[str, str]:
+        return {name.lstrip("."): meaning for name, meaning in rows().items()}
+
+    return option(None, text, *names, cls=TableOption, rows=choices, **settings)
 
 
 def table(module: str, name: str) -> Callable[[], dict[str, str]]:
-    """The `rows` of a `choice`, from a table of the package like ("extraction.levels", "LEVELS").
+    """The `rows` of a `TableOption`, from a table like ("extraction.levels", "LEVELS").
 
-    It is a mapping whose values may have a `help`, or a sequence; a dot before a name is left out.
+    It is a mapping whose values may have a `help`, or a sequence.
     """
 
     def rows() -> dict[str, str]:
-        choices = getattr(import_module(f"mcspex_cli.{module}"), name)
-        named = choices if isinstance(choices, Mapping) else dict.fromkeys(choices)
-        return {key.lstrip("."): getattr(row, "help", "") for key, row in named.items()}
+        values = getattr(import_module(f"mcspex_cli.{module}"), name)
+        named = values if isinstance(values, Mapping) else dict.fromkeys(values)
+        return {key: getattr(row, "help", "") for key, row in named.items()}
 
     return rows
 

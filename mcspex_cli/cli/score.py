@@ -21,36 +21,28 @@ if TYPE_CHECKING:
     from mcspex_cli.evaluation.scoring import Pairing
 
 
-class MetricsOption(click.Option):
-    """An option whose help names the metrics and formats there are, imported only for the help."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its help."""
-        from mcspex_cli.evaluation.metrics import METRICS
-        from mcspex_cli.evaluation.report import REPORT_FORMATS
-
-        self.help = (self.help or "").format(
-            metrics=",".join(METRICS),
-            of_batch=",".join(_metrics_of_batch()),
-            suffixes=", ".join(suffix for suffix, _ in REPORT_FORMATS.values()),
-        )
-        return super().get_help_record(ctx)
-
-
-def _metrics_of_batch() -> list[str]:
+def metrics_of_batch() -> dict[str, str]:
     """The metrics that `mcspex batch --truth` offers: those of the truth and the mixture."""
     from mcspex_cli.evaluation.metrics import METRICS
 
     given = {"target", "mixture"}
-    return [
-        name for name, m in METRICS.items() if "target" in m.needs and given.issuperset(m.needs)
-    ]
+    return {
+        name: metric.meaning
+        for name, metric in METRICS.items()
+        if "target" in metric.needs and given.issuperset(metric.needs)
+    }
 
 
 def _formats() -> dict[str, str]:
     from mcspex_cli.evaluation.report import REPORT_FORMATS
 
     return dict.fromkeys(["table", *REPORT_FORMATS], "")
+
+
+def _suffixes() -> dict[str, str]:
+    from mcspex_cli.evaluation.report import REPORT_FORMATS
+
+    return {suffix: "" for suffix, _ in REPORT_FORMATS.values()}
 
 
 class Limit(NamedTuple):
@@ -136,8 +128,10 @@ class ScoreRequest:
     offline: bool = options.OFFLINE
     metrics: str | None = option(
         "NAMES",
-        "Some of {metrics}.  [default: all that are installed and have what they need]",
-        cls=MetricsOption,
+        "Some of {}.  [default: all that are installed and have what they need]",
+        cls=options.TableOption,
+        rows=options.table("evaluation.metrics", "METRICS"),
+        strict=False,
     )
     groups: Path | None = options.GROUPS
     group_by: str | None = options.GROUP_BY
@@ -171,10 +165,12 @@ class ScoreRequest:
     )
     outputs: tuple[Path, ...] = paths(
         "FILE",
-        "Also write to a file that ends in {suffixes}. Repeatable.",
+        "Also write to a file that ends in {}. Repeatable.",
         "-o",
         "--output",
-        cls=MetricsOption,
+        cls=options.TableOption,
+        rows=_suffixes,
+        strict=False,
     )
 
 
@@ -393,8 +389,8 @@ def choose_metrics(
         if name not in METRICS:
             text = name or repr(names)
             raise click.UsageError(f"--metrics {text}: unknown. Use {', '.join(METRICS)}.")
-        if in_batch and name not in _metrics_of_batch():
-            possible = ", ".join(_metrics_of_batch())
+        if in_batch and name not in metrics_of_batch():
+            possible = ", ".join(metrics_of_batch())
             raise click.UsageError(
                 f"--metrics {name}: batch computes {possible}. Use mcspex score on its audio/."
             )
