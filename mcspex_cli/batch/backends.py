@@ -548,7 +548,7 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
                 f"Slurm's array {job} has ended with {len(left)} of its files left to do; "
                 f"{folder / 'slurm'} has its logs. Run the same command again."
             )
-        stopping.wait(max(_POLL_S, 10 * reading_s))
+        stopping.wait(max(_POLL_S, 10 * reading_s))  # so that little time goes into reading
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ class ScoreRequest:
     flipped_ok: bool = flag("Count sign-flipped files in the means, as they sound the same.")
     workers: int | None = option(
         "N",
-        "How many processes, unless voices or words are compared.  [default: one, or as many as "
-        "cores for many files]",
+        "How many processes; with voices or words to compare, it is always one.  [default: one, or "
+        "for many files one per core]",
         type=click.IntRange(1, 1024),
     )
     form: str = options.choice(_formats, "What to print to stdout", "--format", default="table")
@@ -469,8 +469,8 @@ def _page_settings(
     mixtures: Path | None = path("DIR", "What the estimates were extracted from."),
     groups: Path | None = path(
         "CSV",
-        "A table of cases (id or name) and their groups, which make sections of the page; a column "
-        "title names the cases.",
+        "A table of cases (id or name) and their groups, which make sections of the page; the page "
+        "calls a case by its title if there is such a column.",
     ),
     group_by: str | None = options.GROUP_BY,
     channel: str | None = _CHANNEL,

@@ -44,7 +44,11 @@ def serve(
     ),
     no_browser: bool = flag("Do not open the page in a browser."),
     max_bytes: int = option(
-        "SIZE", "How much each page may send in all.", "--max-upload", callback=_size, default="2G"
+        "SIZE",
+        "How much a page may upload in all.",
+        "--max-upload",
+        callback=_size,
+        default="2G",
     ),
     model: str | None = options.MODEL,
     offline: bool = options.OFFLINE,

@@ -121,7 +121,7 @@ def simulate(
 @options.command()
 def train(
     config: Path = argument("CONFIG.toml", type=options.PATH),
-    resume: bool = flag("Continue the run in the folder that the settings call out."),
+    resume: bool = flag("Continue the run in the folder that [run] out names."),
     minutes: float | None = option(
         None,
         "End after this many minutes; the schedule is fitted to them.",

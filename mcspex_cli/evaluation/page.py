@@ -399,6 +399,7 @@ def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSe
         raise OutputError(f"{output.parent}: no such folder. Make it, or choose another -o.")
     groups = settings.groups and settings.groups.path
     inputs = [settings.truth, settings.mixtures, groups, *(s.folder for s in systems)]
+    # Folders above an input, too: the folder of the page's sounds is replaced as a whole.
     paths = {each for path in inputs if path for each in (path, *path.resolve().parents)}
     taken = files.identities(*paths)
     files.check_no_input([output], taken)

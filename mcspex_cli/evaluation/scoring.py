@@ -413,7 +413,7 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Score, list[Sounds
             raise _RefusedError(Status.RATE_DIFFERS, reason)
         sound = reader.read()
         notes += reader.warnings
-        channels = len(sounds.get(pairing.estimate, sound))
+        channels = len(sounds.get(pairing.estimate, sound))  # of the estimate, read first
         if channels == 1 and settings.channel:
             sound = audio.select(sound, settings.channel if len(sound) > 1 else "mix", path)
         if len(sound) not in (1, channels):

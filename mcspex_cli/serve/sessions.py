@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mcspex_cli import audio, files
 from mcspex_cli.errors import AudioError, McspexError, OutputError, line
@@ -269,7 +269,7 @@ class Session:
         return line(message.replace(f"{self.folder}/", ""))
 
     def to_dict(self) -> dict[str, Any]:
-        """All that the page is to show; its asking for it shows that it is still open."""
+        """All that the page is to show. A page that asks for it is still open."""
         self.last_request_s = time.monotonic()
         recording, extraction = self.recording, self.extraction
         state = {
@@ -279,7 +279,8 @@ class Session:
             "extraction": extraction and extraction.to_dict(self._extractions.place(extraction)),
             "devices": self._extractions.devices,
         }
-        return cast(dict[str, Any], self._reword_all(state))
+        reworded: dict[str, Any] = self._reword_all(state)
+        return reworded
 
     def _reword_all(self, value: Any) -> Any:
         """`reword` for all texts in a value."""
