@@ -152,9 +152,7 @@ def read_cases(
 def draw_turns(
     voices: Mapping[str, Sequence[Samples]], count: int, sample_rate_hz: int, seed: int
 ) -> Iterator[Case]:
-    """Draw recordings in which two to four people take turns, with pauses and some overlap.
-
-    Some are in a room.
+    """Draw recordings in which two to four people take turns; some are in a room.
 
     Each speaker has two or more utterances [sample]. One of the target's is its reference, and is
     not in the recording. Utterances that are too short for a reference are not used.
@@ -178,25 +176,8 @@ def draw_turns(
         reference, *rest = (voices[target][int(k)] for k in rng.permutation(len(voices[target])))
         spoken = {target: rest, **{other: voices[other] for other in others}}
         length = round(float(np.exp(rng.uniform(*np.log(TURNS_S)))) * sample_rate_hz)
-        share = rng.uniform(*_TARGET_SHARE)
-        target_track, other_track = np.zeros((2, length), np.float32)
-        gains = {name: 10 ** (rng.uniform(-3, 3) / 20) for name in spoken}
-        at, target_samples, last = 0, 0, ""
-        while at < length:
-            due = last != target and target_samples <= share * at
-            turn = target if due else str(rng.choice([o for o in others if o != last] or others))
-            clip = spoken[turn][int(rng.integers(len(spoken[turn])))]
-            most = share * length if turn == target else length
-            taken = min(rng.uniform(*TURN_S) * sample_rate_hz, max(most, sample_rate_hz))
-            start = int(rng.integers(max(1, len(clip) - int(taken) + 1)))
-            clip = clip[start : start + int(taken)][: length - at]
-            rms = float(np.sqrt(np.mean(np.square(clip)))) or 1.0
-            track = target_track if turn == target else other_track
-            track[at : at + len(clip)] += np.float32(0.05 * gains[turn] / rms) * clip
-            target_samples, last = target_samples + len(clip) * (turn == target), turn
-            pause_s = rng.uniform(0, 0.6) if rng.random() < 0.7 else -rng.uniform(0, 1.2)
-            at += max(len(clip) + round(pause_s * sample_rate_hz), sample_rate_hz // 2)
-        tracks, echo = np.stack([target_track, other_track]), bool(rng.random() < _DRAWN.room)
+        tracks = _draw_tracks(target, spoken, length, sample_rate_hz, rng)
+        echo = bool(rng.random() < _DRAWN.room)
         if echo:
             t60_s = float(rng.uniform(*_DRAWN.t60_s))
             tracks = _in_room(tracks, sample_rate_hz, t60_s, rng)
@@ -204,6 +185,40 @@ def draw_turns(
         id_, mixture = f"turns-{number:04d}", target_track + other_track
         rendering = Rendering(id_, mixture, target_track, other_track, reference)
         yield Case(rendering, target, frozenset(others), turns=True, echo=echo)
+
+
+def _draw_tracks(
+    target: str,
+    spoken: Mapping[str, Sequence[Samples]],
+    length: int,
+    sample_rate_hz: int,
+    rng: np.random.Generator,
+) -> Samples:
+    """The track of the target, and that of all others [2, sample], with pauses and some overlap.
+
+    It is the target's turn as soon as it has spoken for less than its share of the time.
+    """
+    others = [name for name in spoken if name != target]
+    share = rng.uniform(*_TARGET_SHARE)
+    gains = {name: 10 ** (rng.uniform(-3, 3) / 20) for name in spoken}
+    tracks = np.zeros((2, length), np.float32)
+    at, target_samples, last = 0, 0, ""
+    while at < length:
+        is_due = last != target and target_samples <= share * at
+        turn = target if is_due else str(rng.choice([o for o in others if o != last] or others))
+        clip = spoken[turn][int(rng.integers(len(spoken[turn])))]
+        most = share * length if is_due else length
+        taken = int(min(rng.uniform(*TURN_S) * sample_rate_hz, max(most, sample_rate_hz)))
+        start = int(rng.integers(max(1, len(clip) - taken + 1)))
+        clip = clip[start : start + taken][: length - at]
+        rms = float(np.sqrt(np.mean(np.square(clip)))) or 1.0
+        track = tracks[0] if is_due else tracks[1]
+        track[at : at + len(clip)] += np.float32(0.05 * gains[turn] / rms) * clip
+        target_samples += len(clip) if is_due else 0
+        pause_s = rng.uniform(0, 0.6) if rng.random() < 0.7 else -rng.uniform(0, 1.2)
+        at += max(len(clip) + round(pause_s * sample_rate_hz), sample_rate_hz // 2)
+        last = turn
+    return tracks
 
 
 def _in_room(
