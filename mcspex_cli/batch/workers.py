@@ -126,7 +126,10 @@ class Worker:
                 except McspexError as error:
                     item.fetch_error = error
                 is_aside = is_remote or task.id in finished_ids
-                outputs = _outputs(task, item.copies if is_aside else self._folder)
+                paths = task.outputs(item.copies if is_aside else self._folder)
+                speaker = speaker_name(task.references, task.spans)
+                files = paths[AUDIO], paths.get(RESIDUAL), paths.get(ACTIVITY)
+                outputs = Outputs(*files, speaker, overwrite=True)
                 yield Job(mixture, partial(self._voice, task), outputs)
 
         with (
@@ -197,17 +200,6 @@ class Worker:
             for text in voice.warnings
         ]
         return replace(voice, warnings=tuple(storage.with_urls(text, copies) for text in warnings))
-
-
-def _outputs(task: Task, folder: Path) -> Outputs:
-    paths = task.outputs(folder)
-    return Outputs(
-        paths[AUDIO],
-        paths.get(RESIDUAL),
-        paths.get(ACTIVITY),
-        speaker=speaker_name(task.references, task.spans),
-        overwrite=True,
-    )
 
 
 def error_line(error: Exception, line: int = 0) -> str:

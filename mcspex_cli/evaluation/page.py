@@ -384,12 +384,12 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: line(value) if type(value) is str else value,
     )
-    environment.filters.update(value=_value)
+
+    def show_value(value: float | None, metric: Metric) -> str:
+        return "–" if value is None else metric.text(value).replace("-", "−")
+
+    environment.filters["value"] = show_value
     return environment.get_template("page.html")
-
-
-def _value(value: float | None, metric: Metric) -> str:
-    return "–" if value is None else metric.text(value).replace("-", "−")
 
 
 def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSettings) -> None:

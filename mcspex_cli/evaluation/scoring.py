@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -348,13 +348,12 @@ def score_files(
         return
     # Processes that were forked from one that has used torch may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
-    others = active_children()
     try:
         with _prepare_for_workers():
             scores = pool.map(partial(score_file, settings=settings), pairings, chunksize=_CHUNK)
         yield from scores
     except (KeyboardInterrupt, GeneratorExit):
-        for process in set(active_children()) - set(others):
+        for process in dict(pool._processes or {}).values():
             process.terminate()  # nobody needs what it computes any more, and it writes nothing
         raise
     except BrokenProcessPool as error:
