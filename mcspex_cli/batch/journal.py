@@ -142,11 +142,9 @@ class Journal:
         lines = folder / JOURNAL
         storage.objects.cache_clear()
         is_object = storage.is_url(lines)
-        names = (
-            storage.objects(str(lines)) if is_object else [path.name for path in lines.glob("*")]
-        )
-        for name in sorted(name for name in names if name.endswith(".jsonl")):
-            for data in storage.read(lines / name, OutputError).splitlines():
+        paths = map(lines.joinpath, storage.objects(str(lines))) if is_object else lines.glob("*")
+        for path in sorted(path for path in paths if path.suffix == ".jsonl"):
+            for data in storage.read(path, OutputError).splitlines():
                 with suppress(*_MEANINGLESS):
                     self._take(json.loads(data), data)
         self.runs.sort(key=lambda run: run.began)
