@@ -447,7 +447,7 @@ def _extraction(
     wet_db: float = option("DB", "Gain of the voice.", "--wet", type=_GAIN_DB, default=0.0),
 ) -> ExtractionOptions:
     values = locals()  # the options are called like the fields of `ExtractionOptions`
-    from mcspex_cli.extraction.job import ExtractionOptions
+    from mcspex_cli import ExtractionOptions
     from mcspex_cli.extraction.levels import Level
 
     try:
