@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from fractions import Fraction
+from multiprocessing import active_children
 from pathlib import Path
 
 import av
@@ -493,16 +494,16 @@ def test_processes_give_the_same_rows_in_the_same_order(folder: Path) -> None:
 def test_processes_stop_when_nobody_wants_their_rows(folder: Path) -> None:
     rows = score_files(pair(folder / "est", folder / "truth") * 100, QUICK, workers=2)
     next(rows)
-    began = len(scoring.active_children())
+    began = len(active_children())
     rows.close()  # type: ignore[attr-defined]
     assert began == 2
-    assert scoring.active_children() == []
+    assert active_children() == []
 
 
 def test_a_process_that_was_killed_is_one_line(folder: Path) -> None:
     rows = score_files(pair(folder / "est", folder / "truth") * 400, QUICK, workers=2)
     next(rows)
-    for process in scoring.active_children():
+    for process in active_children():
         process.kill()
     with pytest.raises(McspexError, match=r"a scoring process was killed.*Use --workers 1"):
         list(rows)
