@@ -469,8 +469,8 @@ def _page_settings(
     mixtures: Path | None = path("DIR", "What the estimates were extracted from."),
     groups: Path | None = path(
         "CSV",
-        "A table of cases (id or name) and their groups, which make sections of the page; the page "
-        "calls a case by its title if there is such a column.",
+        "A table of cases (id or name) and their groups, which make sections of the page; a column "
+        "called title has the names that the page shows.",
     ),
     group_by: str | None = options.GROUP_BY,
     channel: str | None = _CHANNEL,
