@@ -581,8 +581,12 @@ class _Extraction:
             )
         self._presence = presence
         level, residual_level, silent = self._choose_levels()
+        estimate = None
         if job:
             self._write(job, level.gain, residual_level.gain)
+        else:
+            blocks = [block * np.float32(level.gain) for block, _ in self._blocks()]
+            estimate = np.concatenate(blocks, axis=-1)
         return Result(
             mixture=job.name if job else self.path,
             references=voice.sources,
@@ -611,7 +615,7 @@ class _Extraction:
             model=self._model.name,
             model_revision=self._model.revision,
             model_sha256=self._model.sha256,
-            estimate=None if job else self._samples(level.gain),
+            estimate=estimate,
         )
 
     def _choose_levels(self) -> tuple[levels.LevelGain, levels.LevelGain, bool]:
@@ -633,11 +637,6 @@ class _Extraction:
         level = meter.gain(clips=clips[0] if clips else True)
         silent = bool(meter.peak * level.gain < 10 ** (audio.SILENCE_DB / 20))
         return level, residual_meter.gain(clips=any(clips[1:])), silent
-
-    def _samples(self, gain: float) -> Samples:
-        """The estimate [channel, sample]."""
-        blocks = [estimate * np.float32(gain) for estimate, _ in self._blocks()]
-        return np.concatenate(blocks, axis=-1)
 
     def _write(self, job: Job, *gains: float) -> None:
         """Write the files, all of them or none; `gains` are those of the estimate and residual."""
