@@ -112,7 +112,6 @@ def _score_key(
 
 
 def _fetch_pairing(folder: Path, task: Task, scratch: Path) -> Pairing:
-    """A task's estimate, truth and mixture, on this disk."""
     estimate = storage.fetch(task.outputs(folder)[AUDIO], scratch)
     truth = storage.fetch(task.truth, scratch) if task.truth else None
     return Pairing(task.id, estimate, truth, storage.fetch(task.mixture, scratch))

@@ -76,7 +76,6 @@ def _shard(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
 
 
 def _devices(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
-    """The names in --devices."""
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
         raise click.BadParameter(f"{text!r} has an empty name. Write cpu, or cuda:0,cuda:1.")

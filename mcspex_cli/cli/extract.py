@@ -320,7 +320,6 @@ def _copy_stdin(path: Path) -> None:
 
 
 def _copy_to_stdout(path: Path) -> None:
-    """Copy a finished file to standard output."""
     with path.open("rb") as file:
         try:
             shutil.copyfileobj(file, sys.stdout.buffer, _COPIED_BYTES)

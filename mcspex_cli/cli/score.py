@@ -283,16 +283,8 @@ def _compared_paths(request: ScoreRequest) -> list[Path]:
     """The files and folders to compare, each of which has to be there."""
     from mcspex_cli.files import check_exists
 
-    paths = (
-        request.estimates,
-        request.truth,
-        request.mixtures,
-        *request.interferers,
-        *request.references,
-        request.reference_folder,
-        request.transcripts,
-    )
-    given = [each for each in paths if each]
+    optional = (request.truth, request.mixtures, request.reference_folder, request.transcripts)
+    given = [request.estimates, *request.interferers, *request.references, *filter(None, optional)]
     for each in given:
         check_exists(each)
     return given

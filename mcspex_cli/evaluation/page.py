@@ -444,5 +444,4 @@ def _media(output: Path, *, embed: bool) -> Iterator[Store]:
 
 
 def _data_url(data: bytes, suffix: str) -> Markup:
-    """Data as its own address."""
     return Markup(f"data:{_TYPES[suffix]};base64,{base64.b64encode(data).decode()}")

@@ -283,7 +283,6 @@ class Session:
         return reworded
 
     def _reword_all(self, value: Any) -> Any:
-        """`reword` for all texts in a value."""
         if isinstance(value, dict):
             return {key: self._reword_all(each) for key, each in value.items()}
         if isinstance(value, list | tuple):

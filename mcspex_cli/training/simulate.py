@@ -264,7 +264,6 @@ def draw_renderings(
 
 
 def _labels(plan: Plan, sampler: MixtureSampler) -> dict[str, str]:
-    """A drawn mixture's row."""
     around, noises, rooms = plan.around, sampler.noises, sampler.rooms
     recorded, narrow = around.noise_stretch, around.highest_hz > 0
     return {

@@ -386,7 +386,6 @@ class Trainer:
             raise ConfigError(f"{path}: is damaged. Start again with another [run] out.") from error
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Resume from a saved state."""
         try:
             self.system.load_state_dict(state["system"])
             self.averaged.load_state_dict(state["average"])
