@@ -53,6 +53,9 @@ _BLOCK = 2**16
 _DNSMOS_HZ = _WHISPER_HZ = 16_000
 """The only rate that these networks know."""
 
+_ALIGNED_DB = 3.0
+"""An estimate is late if, but for that, its SI-SDR is so far above 0 dB."""
+
 _SDR_SAMPLES = 2048
 """Samples below which there is no SDR: its filter on the target has 512."""
 
@@ -121,6 +124,27 @@ def snr(estimate: npt.ArrayLike, target: npt.ArrayLike) -> float:
 def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
     """Whether an estimate [sample] follows its target [sample] with the opposite sign."""
     return _dot(*map(_Centred, _checked(estimate, target))) < 0
+
+
+def find_shift(estimate: npt.NDArray[np.floating], target: npt.NDArray[np.floating]) -> int:
+    """By how many samples a bad estimate is late (or early, below 0); 0 for one that is just bad.
+
+    It is late if it has a much better SI-SDR when that is made up for, by at most half its length
+    or 2^16 samples. Both are [sample], and equally long.
+    """
+    half = min(_BLOCK, len(target))
+    size = 1 << (2 * half - 1).bit_length()
+    spectrum = np.zeros(size // 2 + 1, np.complex128)
+    for e, t in zip(_blocks(estimate), _blocks(target), strict=True):
+        spectrum += np.fft.rfft(e, size) * np.fft.rfft(t, size).conj()
+    shift = int(np.abs(np.fft.irfft(spectrum, size)).argmax())
+    shift -= size if shift > half else 0
+    late, early = max(shift, 0), max(-shift, 0)
+    if not 0 < late + early <= len(target) // 2:
+        return 0
+    end = len(target)
+    aligned_db = si_sdr(estimate[late : end - early], target[early : end - late])
+    return shift if aligned_db > max(0.0, si_sdr(estimate, target)) + _ALIGNED_DB else 0
 
 
 def is_silent(samples: npt.NDArray[np.floating]) -> bool:

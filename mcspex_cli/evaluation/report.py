@@ -20,7 +20,7 @@ import numpy as np
 from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-from mcspex_cli.evaluation.scoring import Status, case_name, case_names, is_batch
+from mcspex_cli.evaluation.scoring import SHIFTED, Status, case_name, case_names, is_batch
 
 _logger = logging.getLogger("mcspex")
 
@@ -529,6 +529,7 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
     left_out, missing = sum(others.values()), summary.missing_estimates
     reasons = ", ".join(f"{number} {status}" for status, number in others.items())
     cut, damaged = (sum(bool(row.get(key)) for row in ok) for key in ("cut", "damaged"))
+    shifted = sum(SHIFTED in (row.get("note") or "") for row in ok)
     loose = sum(row.get("group") == NO_GROUP for row in report.rows)
     where = "The column note of the JSON or CSV report says which."
     lines = (
@@ -536,6 +537,10 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
         (missing, f"truths without an estimate: {missing}. The means do not include them."),
         (cut, f"files cut to equal lengths: {cut}. Their lengths differed a little."),
         (damaged, f"files that are damaged but could be read: {damaged}. {where}"),
+        (
+            shifted,
+            f"files not aligned with their truth, which counts as an error: {shifted}. {where}",
+        ),
         (loose, f"files in no group: {loose}. The tables show them as {NO_GROUP}."),
     )
     texts = [line for number, line in lines if number]

@@ -30,6 +30,7 @@ from mcspex_cli.evaluation.metrics import (
     Sounds,
     Transcribe,
     Verifier,
+    find_shift,
     import_package,
     is_flipped,
     is_silent,
@@ -53,6 +54,9 @@ LOSSLESS = frozenset(
 
 _PADDING = 2048
 """Samples by which other files may be longer: AAC, for one, fills its last frame."""
+
+SHIFTED = "not aligned"
+"""What the note of an estimate says that is late or early."""
 
 _MOST_PROCESSES = 61 if os.name == "nt" else 1024
 """Python starts no more than 61 in a pool on Windows."""
@@ -484,6 +488,9 @@ def _score_channel(score: Score, sounds: Sounds, settings: ScoreSettings) -> Sco
             score = replace(score, note=f"{Status.FLIPPED}. {score.note}".strip())
         else:
             score = replace(score, status=Status.FLIPPED)
+    if si_sdr_db < 0 and (shift := find_shift(sounds.estimate, sounds.target)):
+        note = f"{SHIFTED}: {abs(shift)} samples too {'late' if shift > 0 else 'early'}."
+        score = replace(score, note=f"{note} {score.note}".strip())
     gain_db = si_sdr_db - sounds.input_si_sdr_db
     has_mixture = math.isfinite(gain_db)
     nearer = any(si_sdr(sounds.estimate, other) > si_sdr_db for other in sounds.interferers)

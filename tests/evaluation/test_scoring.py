@@ -19,7 +19,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.errors import McspexError, PairingError
 from mcspex_cli.evaluation import scoring
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Sounds, si_sdr
-from mcspex_cli.evaluation.report import summarise
+from mcspex_cli.evaluation.report import make_report, remarks, summarise
 from mcspex_cli.evaluation.scoring import (
     Pairing,
     Score,
@@ -313,6 +313,29 @@ def test_a_small_difference_in_length_is_cut(folder: Path, cut: int) -> None:
     row = score(folder, interferers=1)
     assert (row.status, row.note) == ("ok", f"cut to {RATE_HZ - cut} samples.")
     assert (row.cut, row.damaged) == (True, False)
+
+
+@pytest.mark.parametrize("samples", [40, 2000, -300])
+def test_a_delay_is_noted_and_the_wrong_talker_is_none(folder: Path, samples: int) -> None:
+    estimate, silence = sound(folder, COMPARED[0]), np.zeros(abs(samples), np.float32)
+    if samples > 0:
+        put(folder, np.concatenate([silence, estimate[:-samples]]))
+    else:
+        put(folder, np.concatenate([estimate[-samples:], silence]))
+    late, wrong = (
+        score(folder),
+        score_file(Pairing("a", folder / COMPARED[2], folder / "truth/a.flac"), QUICK),
+    )
+    assert late.values["si_sdr_db"] < 0 > wrong.values["si_sdr_db"]
+    assert (
+        late.note
+        == f"not aligned: {abs(samples)} samples too {'late' if samples > 0 else 'early'}."
+    )
+    assert (late.status, wrong.note) == ("ok", "")
+    assert remarks(make_report([late.to_dict(), wrong.to_dict()])) == [
+        "files not aligned with their truth, which counts as an error: 1. The column note of the "
+        "JSON or CSV report says which."
+    ]
 
 
 @pytest.mark.parametrize("which", COMPARED)
