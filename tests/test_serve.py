@@ -447,7 +447,9 @@ def test_elsewhere_the_address_has_a_secret(tmp_path: Path, host: str) -> None:
         own = Server(tmp_path, port=where.port or 0)
         for path, status in (("/", 404), ("/static/page.js", 404), (where.path, 200)):
             assert own.ask("GET", path, Host="studio.example")[0] == status
-        assert own.ask("POST", "/sessions")[0] == 404
+        status, _, body = own.ask("POST", "/sessions")
+        told = b"There is nothing here. Open the whole address that mcspex serve printed."
+        assert (status, body) == (404, told)
         assert own.ask("POST", f"{where.path}sessions")[0] == 200
         assert own.ask("POST", f"{where.path}sessions", Origin="http://evil.example")[0] == 403
         statuses = [own.ask("POST", f"{where.path}sessions")[0] for _ in range(MOST_SESSIONS - 1)]

@@ -76,6 +76,7 @@ _POLICY = (
 """The page may use what this server gives and nothing else."""
 
 REFUSAL = "Refused: open the page at the address that mcspex serve printed."
+NOTHING_HERE = "There is nothing here. Open the whole address that mcspex serve printed."
 
 _MOST_SENT = 2**22
 """Bytes of a sound that are sent at once: a player holds no connection open while it does not
@@ -194,7 +195,8 @@ class Pages:
             session = self._sessions.pages.get(request.path_params["id"])
             if session is None:
                 return _refuse(
-                    "This page was closed, or could not be reached for too long. Load it again.",
+                    "This page was closed, could not be reached for too long, or mcspex serve was "
+                    "started again. Load the page again.",
                     404,
                 )
             try:
@@ -329,7 +331,10 @@ def make_app(sessions: Sessions, example: Path, token: str = "") -> Starlette:
     if token:
         routes = [Mount(f"/{token}", routes=routes)]
     return Starlette(
-        routes=routes, middleware=[Middleware(guard, only_local=only_local)], lifespan=lifespan
+        routes=routes,
+        middleware=[Middleware(guard, only_local=only_local)],
+        exception_handlers={404: lambda *_: PlainTextResponse(NOTHING_HERE, 404)},
+        lifespan=lifespan,
     )
 
 
