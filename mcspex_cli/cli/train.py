@@ -158,9 +158,11 @@ def train(
                 + ("" if checked_db is None else f"  validation SI-SDRi {checked_db:.2f} dB")
             )
     if not trainer.finished:
+        command = "mcspex train" if trainer.team.size == 1 else "torchrun ... -m mcspex_cli train"
         console.say(
             f"{trainer.out}: stopped after step {trainer.step}. "
-            f"Continue with: mcspex train {shlex.quote(str(config))} --resume"
+            f"Continue with: {command} {shlex.quote(str(config))} --resume"
+            + (f" --minutes {minutes:g}" if minutes else "")
         )
         click.get_current_context().exit(130)
     model, score = trainer.out / "last", ""

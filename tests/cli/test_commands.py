@@ -138,11 +138,12 @@ def test_interrupted_training_goes_on_where_it_stopped(corpus: Path, number: int
 
     interrupting = threading.Thread(target=interrupt)
     interrupting.start()
-    begun = run("train", config)
+    begun = run("train", config, "--minutes", 90.5)
     interrupting.join()
     assert begun.exit_code == 130, begun.output
     stopped = re.search(
-        r"stopped after step (\d+)\. Continue with: mcspex train .* --resume", begun.stderr
+        r"stopped after step (\d+)\. Continue with: mcspex train .* --resume --minutes 90.5\n",
+        begun.stderr,
     )
     assert stopped
     step = int(stopped[1])
