@@ -362,7 +362,8 @@ def score_files(
         raise
     except BrokenProcessPool as error:
         raise McspexError(
-            "a scoring process was killed, perhaps because memory ran out. Use --workers 1."
+            "a scoring process was killed, perhaps because memory ran out. Use "
+            "mcspex score --workers 1."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -528,7 +528,7 @@ def test_a_process_that_was_killed_is_one_line(folder: Path) -> None:
     next(rows)
     for process in active_children():
         process.kill()
-    with pytest.raises(McspexError, match=r"a scoring process was killed.*Use --workers 1"):
+    with pytest.raises(McspexError, match=r"process was killed.*Use mcspex score --workers 1"):
         list(rows)
 
 
