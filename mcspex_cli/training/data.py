@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +86,10 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
             if len(sets) > 1:
                 advice = "several LibriMix sets. Name one of them, for example"
             raise ConfigError(f"{folder}: holds {advice} {sets[0]}.")
+        doubles = [
+            one for one, later in pairwise(paths) if one.with_suffix("") == later.with_suffix("")
+        ]
+        _warn_of_left_out(doubles, "a file of the same name takes its place")
         for path in paths:
             name, chapter = _LIBRISPEECH.fullmatch(path.stem), path.parent
             is_librispeech = name and (chapter.parent.name, chapter.name) == (name[1], name[2])

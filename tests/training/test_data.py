@@ -619,6 +619,10 @@ def test_silent_clips_and_short_only_ones_are_left_out_and_told_of(
     assert [list(speaker.sentences) for speaker in speakers] == [["a", "c"], ["a", "d"]]
     told = f"{corpus / 'ann' / 'b.flac'}: is left out, as it is silent. So are 4 other files."
     assert told in caplog.messages
+    audio.write(corpus / "ann" / "a.wav", buzz(100, 1), RATE_HZ)
+    Corpus.read([corpus, corpus], RATE_HZ)
+    told = f"{corpus / 'ann' / 'a.flac'}: is left out, as a file of the same name takes its place."
+    assert told in caplog.messages
     (corpus / "dan").mkdir()
     audio.write(corpus / "dan" / "h.flac", buzz(100, 1)[:RATE_HZ], RATE_HZ)
     Corpus.read([corpus], RATE_HZ)
