@@ -394,7 +394,7 @@ class UsedFiles:
             if writer:
                 raise OutputError(
                     f"{writer} and {name} would both be written to {path}. "
-                    "Name a folder instead of a file; if their names are alike, rename one."
+                    "Rename one, or name a folder instead of a file."
                 )
             own[place] = name, path
         for path in outputs:
