@@ -158,7 +158,7 @@ def listen(host: str, port: int) -> Address:
 
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # All addresses of IPv6 are those of IPv4, too: `_own_address` is one.
+        # With :: also listen on IPv4: the address that is printed for it is one (`_own_address`).
         both = address[0] == "::" and socket.has_dualstack_ipv6()
         listener = socket.create_server(address[:2], family=family, dualstack_ipv6=both)
     except (socket.gaierror, UnicodeError) as error:

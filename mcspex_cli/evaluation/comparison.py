@@ -30,7 +30,6 @@ BEST, WORST, DRAWN = "best", "worst", "drawn at random"
 _EMBEDDED_CASES = 12
 """Cases shown in a page that holds its sounds, unless more are asked for."""
 
-
 SETTINGS = scoring.ScoreSettings(flipped_ok=True)
 """How outputs without a score are scored: quickly, and without regard to the sign."""
 

@@ -54,7 +54,7 @@ _DNSMOS_HZ = _WHISPER_HZ = 16_000
 """The only rate that these networks know."""
 
 _ALIGNED_DB = 3.0
-"""An estimate is late if, but for that, its SI-SDR is so far above 0 dB."""
+"""An estimate counts as late if aligning it brings its SI-SDR this far above 0 dB."""
 
 _SDR_SAMPLES = 2048
 """Samples below which there is no SDR: its filter on the target has 512."""
@@ -129,8 +129,8 @@ def is_flipped(estimate: npt.ArrayLike, target: npt.ArrayLike) -> bool:
 def find_shift(estimate: npt.NDArray[np.floating], target: npt.NDArray[np.floating]) -> int:
     """By how many samples a bad estimate is late (or early, below 0); 0 for one that is just bad.
 
-    It is late if it has a much better SI-SDR when that is made up for, by at most half its length
-    or 2^16 samples. Both are [sample], and equally long.
+    It is late if its SI-SDR is much better once it is aligned. Shifts by up to 2^16 samples, or
+    half its length if that is less, count. Both are [sample], and equally long.
     """
     half = min(_BLOCK, len(target))
     size = 1 << (2 * half - 1).bit_length()
