@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -121,6 +121,12 @@ def write_page(
     _check_page(output, systems, settings)
     comparison = compare_systems(systems, settings, lambda share: progress(share / 2))
     shown, warnings = comparison.choose(), comparison.warnings()
+    folder = _media_folder(output)
+    if settings.embed and output.exists() and _is_of_report(folder):
+        warnings.append(
+            f"{folder}: has sounds of the earlier page. The new page does not need this folder; "
+            "delete it if nothing else does."
+        )
     names = [case.name for case in comparison.cases if case.name in shown]
     sections = {
         group: [case for case in cases if case.name in shown]
@@ -410,7 +416,7 @@ def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSe
     files.check_no_input([folder], taken)
     if not settings.overwrite:
         raise OutputError(f"{folder}: exists already. Add --overwrite to replace it.")
-    if not folder.is_dir() or not all(_OURS.fullmatch(path.name) for path in folder.iterdir()):
+    if not _is_of_report(folder):
         raise OutputError(
             f"{folder}: has files that are not of a report. Move it, or choose another -o."
         )
@@ -418,6 +424,12 @@ def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSe
 
 def _media_folder(output: Path) -> Path:
     return output.with_name(f"{output.stem}_files")
+
+
+def _is_of_report(folder: Path) -> bool:
+    with suppress(OSError):  # it may not be there, or not be read
+        return all(_OURS.fullmatch(path.name) for path in folder.iterdir())
+    return False
 
 
 @contextmanager

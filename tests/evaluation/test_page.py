@@ -320,6 +320,11 @@ def test_without_embedding_files_lie_beside_the_page(scene: Path) -> None:
     make(scene, PageSettings(scene / "truth", scene / "mixtures", embed=False, overwrite=True))
     assert sorted(path.name for path in (scene / "page_files").iterdir()) == names
     assert not list(scene.glob(".*"))
+    page, _ = make(scene, PageSettings(scene / "truth", scene / "mixtures", overwrite=True))
+    assert page.warnings == (
+        f"{scene}/page_files: has sounds of the earlier page. The new page does not need this "
+        "folder; delete it if nothing else does.",
+    )
 
 
 def test_a_folder_with_other_files_is_kept(scene: Path) -> None:
