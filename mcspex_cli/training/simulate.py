@@ -82,7 +82,8 @@ def read_recipes(path: Path) -> list[Recipe]:
             raise ConfigError(f"{where}: id {name!r} is used twice. Rename one.")
         for file in sources:
             if not file.is_file():
-                raise ConfigError(f"{where}: {file} does not exist.")
+                problem = "is not a file. Name one." if file.exists() else "does not exist."
+                raise ConfigError(f"{where}: {file} {problem}")
         if len({file.resolve() for file in sources}) < len(sources):
             raise ConfigError(f"{where}: needs three different files. One is there twice.")
         recipes[key] = Recipe(name, target, (interferer,), reference, snr_db)
@@ -339,10 +340,10 @@ def write_renderings(
             "w", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file,
     ):
-        table = csv.writer(file)
-        for number, rendering in enumerate(renderings):
+        table, written = csv.writer(file), {Path(TABLE)}
+        for rendering in renderings:
             name, mixture, noise = rendering.id, rendering.mixture, rendering.noise
-            if number == 0:
+            if len(written) == 1:
                 table.writerow(["id", *rendering.labels])
             table.writerow(map(csv_cell, [name, *rendering.labels.values()]))
             signals = {
@@ -356,7 +357,12 @@ def write_renderings(
             for part, signal in signals.items():
                 (unfinished / part).mkdir(exist_ok=True)
                 audio.write(unfinished / part / f"{name}.wav", signal, sample_rate_hz)
+                written.add(Path(part, f"{name}.wav"))
             yield name
+        if lost := sorted(path for path in written if not (unfinished / path).is_file()):
+            raise OutputError(
+                f"{folder}: {lost[0]} was deleted before all was done. Run the command again."
+            )
         check_output(folder, (), overwrite=overwrite)  # again: another program may have written
         for part in PARTS:
             if not (unfinished / part).exists():

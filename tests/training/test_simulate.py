@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Pat
     ("row", "message"),
     [
         ("x,ann/zz.flac,bob/b.flac,ann/b.flac,0,d", r"line 2: .*zz.flac does not exist"),
+        ("x,ann/a.flac,bob/b.flac,ann,0,d", r"line 2: .*ann is not a file\. Name one\."),
+        ("x,ann/a.flac,,ann/b.flac,0,d", r"line 2: .* is not a file\. Name one\."),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,loud,d", "line 2: snr_db 'loud' is not a number"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,nan,d", "line 2: snr_db 'nan' is not a number"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,1e9,d", "'1e9' is not a number from -100 to 100"),
@@ -279,6 +282,22 @@ def test_what_another_program_wrote_meanwhile_stays(recipes: list[Recipe], tmp_p
     with pytest.raises(OutputError, match=r"out: is not empty\. Choose another -o"):
         list(writing)
     assert [path.name for path in tmp_path.glob("out/s1/*")] == ["one.wav"]
+
+
+@pytest.mark.parametrize("lost", ["s1", "references/one.wav", "mixtures.csv"])
+def test_a_set_of_which_a_part_is_deleted_meanwhile_is_an_error(
+    recipes: list[Recipe], tmp_path: Path, lost: str
+) -> None:
+    writing = write_renderings([render(r, RATE_HZ) for r in recipes], tmp_path / "out", RATE_HZ)
+    next(writing)
+    (unfinished,) = tmp_path.glob(".out.*")
+    if lost == "s1":
+        shutil.rmtree(unfinished / lost)
+    else:
+        (unfinished / lost).unlink()
+    with pytest.raises(OutputError, match=rf"out: {lost}.* was deleted before all was done\. Run"):
+        list(writing)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_draws_are_the_same_for_the_same_seed(corpus: Path) -> None:
