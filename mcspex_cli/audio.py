@@ -409,8 +409,7 @@ def select(samples: Samples, channel: str, source: Path | str = "samples") -> Sa
     if channel == "all":
         return samples
     if channel == "mix":
-        mean: Samples = samples.mean(axis=0, keepdims=True)
-        return mean
+        return samples.mean(axis=0, keepdims=True)
     return samples[int(channel) : int(channel) + 1]
 
 

@@ -42,12 +42,19 @@ import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import (
-    WINDOW_S,
-    Journal,
-    JournalWriter,
+from mcspex_cli.batch.journal import Journal, JournalWriter, Run
+from mcspex_cli.batch.plan import BatchSettings
+from mcspex_cli.batch.workers import (
+    Answer,
     Outcome,
-    Run,
+    Outcomes,
+    Worker,
+    WorkerHost,
+    distribute,
+    error_line,
+)
+from mcspex_cli.batch.worklist import (
+    WINDOW_S,
     Unit,
     WorkList,
     another_batch,
@@ -56,15 +63,6 @@ from mcspex_cli.batch.journal import (
     equal_parts,
     total_s,
 )
-from mcspex_cli.batch.plan import BatchSettings
-from mcspex_cli.batch.workers import (
-    Answer,
-    Outcomes,
-    Worker,
-    WorkerHost,
-    distribute,
-    error_line,
-)
 from mcspex_cli.errors import (
     DiskFullError,
     EngineError,
@@ -72,20 +70,25 @@ from mcspex_cli.errors import (
     OutputError,
     install_extra,
 )
+from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.runtime import cores, end_with_parent, leave_signals, memory
 
 _logger = logging.getLogger("mcspex")
 
-_CORES_EACH, _MEMORY_EACH = 2, 1.5e9
-"""What each process gets: cores (with one, it takes 2.5 times as long), and bytes of memory (for
-torch and a model)."""
+_CORES_EACH = 2
+"""The cores of each process; with one, it takes 2.5 times as long."""
 
-_WORTH_A_PROCESS_S, _WORTH_AN_ARRAY_TASK_S = 60.0, 3600.0
-"""Seconds of audio that make up for the start of a process, or of a task of Slurm's array. Such a
-task is called an array task here: it does many of the `Task`s that a batch consists of."""
+_MEMORY_EACH = 1.5e9
+"""The bytes of memory of each process, for torch and a model."""
+
+_WORTH_A_PROCESS_S = 60.0
+"""Seconds of audio that make up for the start of a process."""
+
+_WORTH_AN_ARRAY_TASK_S = 3600.0
+"""Seconds of audio that make up for the start of an `ArrayTask`."""
 
 _MOST_ARRAY_TASKS = 1000
-"""In an array, unless --jobs says otherwise: more than this Slurm refuses by default."""
+"""The most tasks of an array unless --jobs is given; by default, Slurm refuses more."""
 
 _POLL_S = 2.0
 """Seconds between two looks at Slurm and the journal."""
@@ -99,8 +102,8 @@ _ANSWER_S = 10.0
 _SUBMITTING_S = 120
 """How long a command waits for another that submits the same batch."""
 
-_TIMEOUTS = 100
-"""How often a task of Slurm's array is queued again when its time is over."""
+_MOST_REQUEUES = 100
+"""How often an `ArrayTask` is queued again when its time is over."""
 
 _RAY_STORE_BYTES = 100 * 2**20
 """The object store of a Ray that is started here: units and results are small."""
@@ -132,7 +135,8 @@ def run(work: WorkList, stopping: Event) -> Outcomes:
 
 def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
     """Pass outcomes on, with `fail_fast` until the first failure; then write a `Run` of them."""
-    at, began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    began = time.monotonic()
     audio_s, finished, failed = 0.0, 0, 0
     with closing(outcomes):
         try:
@@ -140,7 +144,8 @@ def _record_run(work: WorkList, outcomes: Outcomes) -> Outcomes:
                 if outcome.result is None:
                     failed += 1
                 else:
-                    finished, audio_s = finished + 1, audio_s + outcome.result["seconds"]
+                    finished += 1
+                    audio_s += outcome.result["seconds"]
                 yield outcome
                 if failed and work.settings.fail_fast:
                     return
@@ -181,12 +186,14 @@ def estimate_s(work: WorkList) -> float | None:
     if not audio_s:
         return None if work.todo else 0.0
     count, threads = workers_here(work)
-    worker = Worker(work.plan.folder, work.settings, work.settings.devices[0], threads)
-    engine = worker.extractor.engine
+    settings = work.settings
+    device = settings.devices[0]
+    engine_settings = replace(settings.engine_settings, device=device, threads=threads)
+    engine = open_engine(settings.model, engine_settings)
     noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
     mixture = (0.05 * noise).astype(np.float32)
     voice = engine.embed([mixture])
-    engine.extract(mixture[: engine.sample_rate_hz], voice)
+    engine.extract(mixture[: engine.sample_rate_hz], voice)  # the first one takes longer
     began = time.perf_counter()
     engine.extract(mixture, voice)
     took_s = time.perf_counter() - began
@@ -194,8 +201,8 @@ def estimate_s(work: WorkList) -> float | None:
 
 
 def _run_here(work: WorkList, stopping: Event) -> Outcomes:
-    (count, threads), devices = workers_here(work), work.settings.devices
-    count = min(count, len(work.units))
+    count, threads = workers_here(work)
+    count, devices = min(count, len(work.units)), work.settings.devices
     if count > (most := max(1, memory() // _MEMORY_EACH)):
         _logger.warning(
             f"the memory of this machine may not suffice for {count} processes of about "
@@ -292,18 +299,18 @@ def connect(settings: BatchSettings) -> BatchSettings:
 
 def _initialise_ray(address: str) -> dict[str, float]:
     """Connect this process to Ray, and return how much of each resource the cluster has."""
-    ours = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
-    if ours:  # or SIGTERM prints a trace of Ray's C++
+    is_set_here = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" not in os.environ
+    if is_set_here:  # or SIGTERM prints a trace of Ray's C++
         os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] = "1"
     import ray
     from ray.exceptions import RayError
 
-    if ours:  # the processes that Ray starts keep their handlers
+    if is_set_here:  # the processes that Ray starts keep their handlers
         del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]
-    of_local: dict[str, Any] = {}
+    local_options: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it reports to its makers
-        of_local = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
+        local_options = {"include_dashboard": False, "object_store_memory": _RAY_STORE_BYTES}
     before = signal.getsignal(signal.SIGTERM)
     try:
         host, _, port = address.rpartition(":")
@@ -311,26 +318,33 @@ def _initialise_ray(address: str) -> dict[str, float]:
             socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # which would repeat the error, in two lines
-            ray.init(address, log_to_driver=False, logging_level="ERROR", **of_local)
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **local_options)
         cluster: dict[str, float] = ray.cluster_resources()
     except (OSError, ImportError, RuntimeError, ValueError, OverflowError, RayError) as error:
         ray.shutdown()  # or the next try in this process fails for its leftovers
-        problem = f"--address {address}: cannot connect to Ray"
-        line, remedy = 0, "Start it with ray start --head, or leave --address out."
-        if address == "local":
-            problem = "Ray does not start on this machine"
-            remedy = f"It needs memory, and space for files in {tempfile.gettempdir()}."
-        elif address.startswith("ray://"):  # to which Ray sends no token unless told
-            line, remedy = -1, "If the cluster asks for a token, set RAY_AUTH_MODE=token."
-            if isinstance(error, ConnectionAbortedError):  # Ray's server for this client died
-                remedy = "Start the head node with GRPC_ENABLE_FORK_SUPPORT=0 if this goes on."
-        raise EngineError(f"{problem} ({error_line(error, line)}). {remedy}") from error
+        raise _no_ray(address, error) from error
     except SystemExit as end:  # while it starts, Ray has a handler of SIGTERM of its own
         raise KeyboardInterrupt from end
     finally:
         if signal.getsignal(signal.SIGTERM) is not before:
             signal.signal(signal.SIGTERM, before)  # Ray's ends with an exit code of its own
     return cluster
+
+
+def _no_ray(address: str, error: Exception) -> EngineError:
+    """The error for a Ray that cannot be started, or reached at an address."""
+    problem = f"--address {address}: cannot connect to Ray"
+    remedy = "Start it with ray start --head, or leave --address out."
+    reason = error_line(error)
+    if address == "local":
+        problem = "Ray does not start on this machine"
+        remedy = f"It needs memory, and space for files in {tempfile.gettempdir()}."
+    elif address.startswith("ray://"):  # to which Ray sends no token unless told
+        reason = error_line(error, -1)
+        remedy = "If the cluster asks for a token, set RAY_AUTH_MODE=token."
+        if isinstance(error, ConnectionAbortedError):  # Ray's server for this client died
+            remedy = "Start the head node with GRPC_ENABLE_FORK_SUPPORT=0 if this goes on."
+    return EngineError(f"{problem} ({reason}). {remedy}")
 
 
 def _room(settings: BatchSettings, cluster: dict[str, float]) -> int:
@@ -375,7 +389,7 @@ class _Actor:
         import ray
         from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
-        # After the last two, what it had done is lost with its machine.
+        # After NodeDiedError and ObjectLostError, what it had done is lost with its machine.
         deaths = (RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError)
         self.deaths: tuple[type[Exception], ...] = deaths
         settings = work.settings
@@ -391,8 +405,7 @@ class _Actor:
         return self.submit([], set())
 
     def submit(self, parcel: Sequence[Unit], finished_ids: set[str]) -> Answer:
-        answer: Answer = self._handle.extract.remote(parcel, finished_ids).future()
-        return answer
+        return self._handle.extract.remote(parcel, finished_ids).future()
 
     def stop(self) -> None:
         self._handle.stop.remote()
@@ -405,7 +418,10 @@ class _Actor:
 
 
 class ArrayTask:
-    """A task of Slurm's array: some units of a work list. submitit pickles it."""
+    """A task of Slurm's array, which does some units of a work list. submitit pickles it.
+
+    So it does many of the `Task`s that a batch consists of.
+    """
 
     def __init__(self, work: WorkList, units: Sequence[Unit]) -> None:
         self._batch = batch_fingerprint(work.plan, work.key)
@@ -415,9 +431,8 @@ class ArrayTask:
     def __call__(self) -> None:
         """Do what is left of it in a process of its own, whose death this one can report."""
         device, threads = _device_and_threads(self._settings)  # not all threads of the machine
-        settings = replace(self._settings, backend="local", devices=(device,), jobs=1)
         with claim(self._plan.folder, self._batch):
-            work = WorkList(self._plan, Journal(self._plan.folder), settings, self._units)
+            work = WorkList(self._plan, Journal(self._plan.folder), self._settings, self._units)
             processes = [_LocalProcess(work, device, threads)]
             for _ in _record_run(work, distribute(work, processes, Event())):
                 pass
@@ -438,25 +453,26 @@ def find_array(work: WorkList) -> str | None:
     folder, batch = work.plan.folder, batch_fingerprint(work.plan, work.key)
     try:
         array = json.loads((folder / "slurm/array.json").read_text())
-        job, is_other = str(array["job"]), array.get("batch", batch) != batch
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        number = str(array["job"])
+        is_other = array["batch"] != batch
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    if not _is_live(job):
+    if not _is_live(number):
         return None
     if is_other:
-        raise another_batch(folder, f"is running in this folder as Slurm's array {job}")
-    return job
+        raise another_batch(folder, f"is running in this folder as Slurm's array {number}")
+    return number
 
 
-def _is_live(job: str) -> bool:
-    """Whether any task of an array runs or waits, as far as Slurm can be asked."""
+def _is_live(array: str) -> bool:
+    """Whether any task of an array runs or waits; also true if Slurm does not answer."""
     if not shutil.which("squeue"):
         return False  # the folder has left its cluster
-    command = ["squeue", "--noheader", "--format=%i", f"--jobs={job}"]
+    command = ["squeue", "--noheader", "--format=%i", f"--jobs={array}"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return bool(answer.stdout.strip()) or (
-        answer.returncode != 0 and "Invalid job id" not in answer.stderr
-    )
+    if answer.returncode != 0:
+        return "Invalid job id" not in answer.stderr
+    return bool(answer.stdout.strip())
 
 
 def check_no_array(work: WorkList) -> None:
@@ -498,7 +514,7 @@ def _submit(work: WorkList) -> str:
     from submitit.core.utils import FailedJobError
 
     settings, folder = work.settings, work.plan.folder / "slurm"
-    executor = submitit.SlurmExecutor(folder.resolve(), _TIMEOUTS)
+    executor = submitit.SlurmExecutor(folder.resolve(), _MOST_REQUEUES)
     executor.update_parameters(
         job_name="mcspex",
         time=settings.time_min,
@@ -516,10 +532,10 @@ def _submit(work: WorkList) -> str:
             jobs = [executor.submit(ArrayTask(work, part)) for part in parts]
     except FailedJobError as error:
         raise EngineError(f"Slurm refused the array: {error_line(error)}") from error
-    job = str(jobs[0].job_id.partition("_")[0])
+    array = str(jobs[0].job_id.partition("_")[0])
     with files.whole(folder / "array.json") as path:
-        path.write_text(json.dumps({"job": job, "batch": batch_fingerprint(work.plan, work.key)}))
-    return job
+        path.write_text(json.dumps({"job": array, "batch": batch_fingerprint(work.plan, work.key)}))
+    return array
 
 
 def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
@@ -530,22 +546,22 @@ def _run_on_slurm(work: WorkList, stopping: Event) -> Outcomes:
             f"{storage.url(folder)}: Slurm's logs cannot be written to an object store. Choose an "
             "-o on a disk that all nodes share."
         )
-    job = find_or_submit(work)
+    array = find_or_submit(work)
     while work.settings.wait and not stopping.is_set():
-        live = _is_live(job)  # before the journal is read, which then is all there will be
+        live = _is_live(array)  # before the journal is read, which then is all there will be
         began = time.monotonic()
         journal = Journal(folder)
         reading_s = time.monotonic() - began
         for id_ in left.keys() & (journal.results.keys() | journal.failures.keys()):
             if line := journal.valid_result(left[id_], work.key):
-                yield Outcome(left.pop(id_), line.result)
-            elif reason := journal.failure(left[id_], work.key, job):
+                yield Outcome(left.pop(id_), line.result())
+            elif reason := journal.failure(left[id_], work.key, array):
                 yield Outcome(left.pop(id_), None, reason)
         if not left:
             return
         if not live:
             raise EngineError(
-                f"Slurm's array {job} has ended with {len(left)} of its files left to do; "
+                f"Slurm's array {array} has ended with {len(left)} of its files left to do; "
                 f"{folder / 'slurm'} has its logs. Run the same command again."
             )
         stopping.wait(max(_POLL_S, 10 * reading_s))  # so that little time goes into reading

@@ -20,9 +20,10 @@ from filelock import FileLock, Timeout
 
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine, WorkList
+from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations, hash_of
+from mcspex_cli.batch.worklist import WorkList
 from mcspex_cli.errors import DiskFullError, McspexError
 from mcspex_cli.evaluation import page, report
 from mcspex_cli.evaluation.comparison import (
@@ -157,7 +158,7 @@ def write(
     plan = work.plan
     with _one_at_a_time(plan.folder), storage.on_disk(plan.folder) as folder:
         journal = Journal(plan.folder)
-        if others := journal.others(plan.tasks):
+        if others := journal.estimates_outside(plan.tasks):
             _logger.warning(
                 f"{plan.label}: the reports leave out estimates of earlier runs: "
                 f"{report.name_some(others)}. To have them there too, name all mixtures."
@@ -234,7 +235,7 @@ def _rows(
 
 def _row(task: Task, line: ResultLine, score: Mapping[str, Any]) -> dict[str, Any]:
     """A task's result with its score, whose values count where both have some."""
-    row = {name: value for name, value in line.result.items() if name not in _RUN_KEYS}
+    row = {name: value for name, value in line.result().items() if name not in _RUN_KEYS}
     row["warnings"] = [text.replace(task.mixture, task.id) for text in row.get("warnings", ())]
     return row | {name: v for name, v in score.items() if v is not None or name not in row}
 
@@ -267,7 +268,7 @@ def _record(
     failed: int,
 ) -> dict[str, Any]:
     """The content of run.json: what was done, by which versions and model, and how fast."""
-    settings, results = work.settings, [line.result for line in lines]
+    settings, results = work.settings, [line.result() for line in lines]
     worked_s = sum(run.audio_s for run in journal.runs)
     wall_s = sum(run.wall_s for run in journal.runs)
     return {

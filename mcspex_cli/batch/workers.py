@@ -28,9 +28,10 @@ from threading import Event
 from typing import Any, Protocol
 
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, Outcome, Unit, WorkList, total_s
+from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchSettings
+from mcspex_cli.batch.worklist import Unit, WorkList, total_s
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
@@ -51,6 +52,18 @@ _DEATHS_IN_A_ROW = 10
 """A batch ends when this many processes, plus as many as it has, die with no file done in between.
 
 The number of processes is added because one lost machine may kill all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one task: its result (`Result.to_dict`), or why it failed."""
+
+    task: Task
+    result: dict[str, Any] | None
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with its references."""
+
 
 Outcomes = Generator[Outcome, None, None]
 Answer = Future[list[Outcome] | McspexError]
@@ -315,7 +328,7 @@ def _after_death(
     journal = Journal(work.plan.folder)
     lost = [task for unit in parcel for task in unit if task.id not in work.finished_ids]
     lines = [(task, journal.valid_result(task, work.key)) for task in lost]
-    outcomes = [Outcome(task, line.result) for task, line in lines if line]
+    outcomes = [Outcome(task, line.result()) for task, line in lines if line]
     work.finished_ids.update(outcome.task.id for outcome in outcomes)
     left = [unit for unit in parcel if any(task.id not in work.finished_ids for task in unit)]
     if not left:

@@ -232,8 +232,7 @@ def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
         return {}
     sound = soxr.resample(samples, rate_hz, _DNSMOS_HZ)
     sound = sound / max(1.0, float(np.abs(sound).max()))
-    scores: dict[str, float] = _attempt(lambda: package.run(sound, _DNSMOS_HZ), otherwise={})
-    return scores
+    return _attempt(lambda: package.run(sound, _DNSMOS_HZ), otherwise={})
 
 
 def speech_left(estimate: Samples, mixture: Samples, rate_hz: int) -> float:
@@ -552,8 +551,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 def _audible(sound: Samples, rate_hz: int) -> Samples:
     """A sound [sample] without what is too low to be heard, such as a constant offset."""
-    audible: Samples = np.concatenate([*without_rumble([sound[None]], rate_hz)], axis=-1)[0]
-    return audible
+    return np.concatenate([*without_rumble([sound[None]], rate_hz)], axis=-1)[0]
 
 
 def _checked(

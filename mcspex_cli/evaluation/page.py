@@ -274,8 +274,7 @@ def spectrogram(samples: Samples, rate_hz: int) -> Levels:
         spectrum = np.abs(np.fft.rfft(frames[start:end] * window)) ** 2
         pooled = np.add.reduceat(spectrum.mean(axis=0), bins[:-1])
         power[::-1, column] = pooled / np.diff(bins)
-    levels: Levels = 10 * np.log10(power + 1e-20)
-    return levels
+    return 10 * np.log10(power + 1e-20)
 
 
 def _height(levels: Levels, loudest_db: float) -> float:

@@ -163,8 +163,7 @@ class Engine:
             parts += np.array_split(clip, -(-len(clip) // longest))
         embeddings = [self.embed_parts(part[None])[0] for part in parts]
         weights = [float(len(part)) for part in parts]
-        averaged: Samples = np.average(embeddings, axis=0, weights=weights).astype(np.float32)
-        return averaged
+        return np.average(embeddings, axis=0, weights=weights).astype(np.float32)
 
     def embed_parts(self, parts: Samples) -> Samples:
         """Embed equally long stretches of sound [part, sample], unchecked, as [part, embedding].
@@ -214,8 +213,7 @@ class Engine:
             for (_, window), estimate in zip(batch, estimates, strict=True):
                 self.check_finite(estimate)
                 parts.append(joiner.add(window, estimate)[0])
-        joined: Samples = np.concatenate(parts, axis=-1)[0]
-        return joined
+        return np.concatenate(parts, axis=-1)[0]
 
     def find_polarities(
         self, windows: Sequence[Samples], polarities: Sequence[Polarity]
@@ -526,11 +524,9 @@ def to_level(signals: Samples) -> Samples:
     """The gains [..., 1] that bring signals [..., sample] to `LEVEL_DB`; 1 for silent ones."""
     power = _power(signals)
     gains = np.sqrt(10 ** (LEVEL_DB / 10) / np.maximum(power, 1e-30))
-    levelling: Samples = np.where(power <= _SILENT, 1.0, gains).astype(np.float32)
-    return levelling
+    return np.where(power <= _SILENT, 1.0, gains).astype(np.float32)
 
 
 def _power(signals: Samples) -> npt.NDArray[np.float64]:
     """Mean squares [..., 1] of signals [..., sample]."""
-    power: npt.NDArray[np.float64] = np.square(signals, dtype=np.float64).mean(-1, keepdims=True)
-    return power
+    return np.square(signals, dtype=np.float64).mean(-1, keepdims=True)

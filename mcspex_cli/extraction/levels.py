@@ -77,8 +77,7 @@ class LoudnessMeter:
         """The weighted energy [step] of all channels, of what comes after the history."""
         weighted = np.fft.irfft(np.fft.rfft(samples) * self._response, self._length)
         fresh = weighted[:, _HISTORY_STEPS * self._step :].reshape(len(samples), -1, self._step)
-        energies: npt.NDArray[np.float64] = np.square(fresh).sum(axis=(0, 2))
-        return energies
+        return np.square(fresh).sum(axis=(0, 2))
 
 
 def _k_weighting(length: int, sample_rate_hz: int) -> npt.NDArray[np.complex128]:
@@ -97,8 +96,7 @@ def _k_weighting(length: int, sample_rate_hz: int) -> npt.NDArray[np.complex128]
     rise = k * (1 + z)
     # The recommendation leaves the numerator of the second as it is.
     high_pass = (1 + k / q + k * k) * fall**2 / (fall**2 + fall * rise / q + rise**2)
-    response: npt.NDArray[np.complex128] = shelf * high_pass
-    return response
+    return shelf * high_pass
 
 
 @dataclass(frozen=True)

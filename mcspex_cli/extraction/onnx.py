@@ -307,8 +307,7 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
             self.system = system
 
         def forward(self, *inputs: Tensor) -> Tensor:
-            output: Tensor = getattr(self.system, path.stem)(*inputs)
-            return output
+            return getattr(self.system, path.stem)(*inputs)
 
     plain = copy.deepcopy(system).cpu().float().eval().requires_grad_(False)
     for module in list(plain.modules()):

@@ -138,8 +138,7 @@ class Calibration:
 
     def segment_odds(self, features: Vector) -> Vector:
         """The log odds that the target speaks, from the features [segment, 3] of segments."""
-        odds: Vector = features @ self.segment_weights[:-1] + self.segment_weights[-1]
-        return odds
+        return features @ self.segment_weights[:-1] + self.segment_weights[-1]
 
     def file_odds(self, features: Vector) -> float:
         """The log odds that the target speaks in a file, from the features of its segments.

@@ -547,8 +547,7 @@ def _find_outliers(voices: Sequence[Voice], calibration: Calibration) -> list[Vo
 def _mean(voices: Sequence[Voice]) -> Samples:
     """The mean of the voices' embeddings, [embedding], weighted by seconds of speech."""
     weights = [voice.seconds for voice in voices]
-    mean: Samples = np.average([voice.embedding for voice in voices], axis=0, weights=weights)
-    return mean
+    return np.average([voice.embedding for voice in voices], axis=0, weights=weights)
 
 
 def list_sources(sources: Iterable[Path]) -> list[Path]:

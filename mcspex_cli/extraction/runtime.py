@@ -205,8 +205,7 @@ class TorchRuntime(Runtime):
         try:
             with torch.inference_mode(), self._autocast:
                 tensors = [torch.as_tensor(one).to(self._device, self._dtype) for one in signals]
-                outputs: Samples = network(*tensors).float().cpu().numpy()
-                return outputs
+                return network(*tensors).float().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             if is_lack_of_memory(error):
                 raise OutOfMemoryError from error

@@ -80,8 +80,7 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
     window = np.ones(min(_SMOOTHED_FRAMES, len(levels_db)))
     neighbours = np.convolve(np.ones(len(levels_db)), window, "same")
     smoothed_db = _levels_db(np.convolve(powers, window, "same") / neighbours)
-    activity: Activity = sounding & (smoothed_db > threshold_db)
-    return activity
+    return sounding & (smoothed_db > threshold_db)
 
 
 def detect_audible(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:
@@ -131,5 +130,4 @@ def _runs(activity: Activity) -> list[tuple[int, int]]:
 
 
 def _levels_db(mean_squares: npt.ArrayLike) -> FrameLevels:
-    levels: FrameLevels = 10 * np.log10(np.maximum(mean_squares, 1e-12))
-    return levels
+    return 10 * np.log10(np.maximum(mean_squares, 1e-12))

@@ -155,8 +155,7 @@ class TCNBlock(nn.Module):
         """Take widened features [batch, hidden, frame] to the residual [batch, channel, frame]."""
         normalised = zero_invalid(self.norm_1(self.activation_1(widened), valid), valid)
         hidden = self.activation_2(self.depthwise(normalised))
-        residual: Tensor = self.narrow(self.norm_2(hidden, valid))
-        return residual
+        return self.narrow(self.norm_2(hidden, valid))
 
 
 _POOL = 3
@@ -186,8 +185,7 @@ class ResBlock(nn.Module):
         """Refine and shorten `features` [batch, channel, frame]."""
         hidden = self.activation_1(self.norm_1(self.conv_1(features), valid))
         residual = self.norm_2(self.conv_2(hidden), valid)
-        pooled: Tensor = self.pool(self.activation_2(residual + self.shortcut(features)))
-        return pooled
+        return self.pool(self.activation_2(residual + self.shortcut(features)))
 
 
 class FoldedResBlock(ResBlock):
@@ -196,8 +194,7 @@ class FoldedResBlock(ResBlock):
     def forward(self, features: Tensor, _: Tensor | None = None) -> Tensor:
         """As `ResBlock.forward`."""
         residual = self.conv_2(self.activation_1(self.conv_1(features)))
-        pooled: Tensor = self.pool(self.activation_2(residual + self.shortcut(features)))
-        return pooled
+        return self.pool(self.activation_2(residual + self.shortcut(features)))
 
 
 class SpeakerEncoder(nn.Module):
@@ -280,8 +277,7 @@ class FiLMConSM(ConSM):
 
     def modulation(self, _: Tensor, embedding: Tensor) -> Tensor:
         """As `ConSM.modulation`, [batch, 2 * channel, 1]."""
-        modulation: Tensor = self.modulate(embedding).unsqueeze(-1)
-        return modulation
+        return self.modulate(embedding).unsqueeze(-1)
 
 
 class FeatureFiLMConSM(ConSM):
@@ -303,8 +299,7 @@ class FeatureFiLMConSM(ConSM):
     def modulation(self, features: Tensor, embedding: Tensor) -> Tensor:
         """As `ConSM.modulation`."""
         condition = self.listen(features) + self.condition(embedding).unsqueeze(-1)
-        modulation: Tensor = self.modulate(self.activation(condition))
-        return modulation
+        return self.modulate(self.activation(condition))
 
 
 CONSMS: dict[str, Callable[[int, int], ConSM]] = {

@@ -113,8 +113,7 @@ class NormProjection(nn.Module):
 
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        fused: Tensor = self.project(self.normalise(scales))
-        return fused
+        return self.project(self.normalise(scales))
 
 
 class SeparateProjections(nn.Module):
@@ -145,18 +144,15 @@ class ScaleFuser(NormProjection):
     def forward(self, scales: Scales) -> Tensor:
         """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
         features = self.normalise(scales)
-        fused: Tensor = self.project(features * self.weigh(features))
-        return fused
+        return self.project(features * self.weigh(features))
 
     def mixture(self, scales: Scales) -> Tensor:
         """Fuse a mixture's scales."""
-        fused: Tensor = self(scales)
-        return fused
+        return self(scales)
 
     def reference(self, scales: Scales) -> Tensor:
         """Fuse a reference's scales: the same weights, so the same feature space."""
-        fused: Tensor = self(scales)
-        return fused
+        return self(scales)
 
 
 class GatedScaleFuser(ScaleFuser):
@@ -247,8 +243,7 @@ class MixingScaleInterMG(ScaleInterMG):
 
     def inform(self, own: Tensor) -> Tensor:
         """As `ScaleInterMG.inform`."""
-        corrected: Tensor = own + self.interact(own)
-        return corrected
+        return own + self.interact(own)
 
 
 class CascadeScaleInterMG(ScaleInterMG):
@@ -355,8 +350,7 @@ class System(nn.Module):
             raise ValueError(f"a reference needs {self.least_reference_samples} samples or more")
         fused = self.fusion.reference(self.encoder(reference))
         valid = None if lengths is None else self._valid(lengths, fused)
-        embedding: Tensor = self.speaker(fused, valid)
-        return embedding
+        return self.speaker(fused, valid)
 
     def extract(self, mixture: Tensor, embedding: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Extract the voice of `embedding` [batch, embedding] from `mixture` [batch, sample].

@@ -279,8 +279,7 @@ class Session:
             "extraction": extraction and extraction.to_dict(self._extractions.place(extraction)),
             "devices": self._extractions.devices,
         }
-        reworded: dict[str, Any] = self._reword_all(state)
-        return reworded
+        return self._reword_all(state)
 
     def _reword_all(self, value: Any) -> Any:
         if isinstance(value, dict):

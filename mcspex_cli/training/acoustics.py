@@ -82,8 +82,7 @@ def room_responses(
     rate = 6 * np.log(10) / t60[..., None]
     power = (direct / critical[..., None]) ** 2 * rate / sample_rate_hz * torch.exp(-rate * time)
     fade = (time / EARLY_S).clamp(max=1)
-    response: Tensor = early * (1 - fade) + tail * power.sqrt() * fade
-    return response
+    return early * (1 - fade) + tail * power.sqrt() * fade
 
 
 def _images(size: Tensor, microphone: Tensor, talkers: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +135,7 @@ def convolve(signals: Tensor, responses: Tensor) -> Tensor:
     # A Fourier transform of 2^k points takes a quarter of the time of one of any other size.
     size = 1 << (length + responses.shape[-1] - 2).bit_length()
     spectrum = torch.fft.rfft(signals, n=size) * torch.fft.rfft(responses, n=size)
-    convolved: Tensor = torch.fft.irfft(spectrum, n=size)[..., :length]
-    return convolved
+    return torch.fft.irfft(spectrum, n=size)[..., :length]
 
 
 def change_speed(signals: Tensor, speed: float, length: int) -> Tensor:
@@ -159,8 +157,7 @@ def change_speed(signals: Tensor, speed: float, length: int) -> Tensor:
     spectrum = torch.fft.rfft(signals)
     if length < signals.shape[-1]:
         spectrum = spectrum[..., : length // 2 + 1]
-    stretched: Tensor = torch.fft.irfft(spectrum, n=length) * (length / signals.shape[-1])
-    return stretched
+    return torch.fft.irfft(spectrum, n=length) * (length / signals.shape[-1])
 
 
 @cache
@@ -173,8 +170,7 @@ def torchaudio_functional() -> ModuleType | None:
         from torchaudio import functional as torchaudio  # type: ignore[import-untyped]
     except (ImportError, OSError):
         return None
-    module: ModuleType = torchaudio
-    return module
+    return torchaudio
 
 
 def limit_band(
@@ -194,8 +190,7 @@ def limit_band(
     kept = spectrum * ((highest_hz - hertz) / (0.05 * highest_hz) + 1).clamp(0, 1)
     octaves_below = torch.log2(lowest_hz.clamp_min(1e-3) / hertz.clamp_min(1.0))
     kept = kept / (1 + 10 ** (octaves_below * slope_db / 10)).sqrt()
-    limited: Tensor = torch.fft.irfft(kept, n=signals.shape[-1])
-    return limited
+    return torch.fft.irfft(kept, n=signals.shape[-1])
 
 
 def stationary_noise(
@@ -222,8 +217,7 @@ def stationary_noise(
 
 def at_unit_rms(signals: Tensor) -> Tensor:
     """Signals [..., sample] at RMS 1; silence stays silence."""
-    levelled: Tensor = signals / signals.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-8)
-    return levelled
+    return signals / signals.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-8)
 
 
 def _white(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -317,8 +311,7 @@ class RoomFiles:
 def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:
     """Samples as 16-bit ones; a sound that goes beyond -1..1 is turned down."""
     scale = 32768 / float(np.abs(sound).max(initial=1.0))
-    samples: npt.NDArray[np.int16] = np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
-    return samples
+    return np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
 
 
 def _read_folder(

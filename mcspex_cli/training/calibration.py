@@ -228,8 +228,7 @@ def _in_room(
     room = acoustics.draw_room(t60_s, len(tracks), rng)
     length = round(t60_s * sample_rate_hz)
     responses = acoustics.room_responses([room], length, sample_rate_hz, torch.device("cpu"))
-    reverberant: Samples = acoustics.convolve(torch.from_numpy(tracks), responses[0]).numpy()
-    return reverberant
+    return acoustics.convolve(torch.from_numpy(tracks), responses[0]).numpy()
 
 
 class Calibrator:

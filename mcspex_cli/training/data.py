@@ -398,8 +398,7 @@ class Corpus:
         frames = self.samples[(index % len(self.samples)).to(self.samples.device)].float()
         window = torch.hann_window(frame, device=frames.device)
         power = torch.fft.rfft(frames * window).abs().square().mean(0)
-        relative: Tensor = power / power.mean().clamp_min(1e-8)
-        return relative
+        return power / power.mean().clamp_min(1e-8)
 
 
 def _warn_of_left_out(paths: Sequence[Path], reason: str) -> None:
@@ -435,8 +434,7 @@ def _shorten_silence(sound: npt.NDArray[np.int16], sample_rate_hz: int) -> npt.N
 def _levels_db(frames: npt.NDArray[np.int16]) -> npt.NDArray[np.float64]:
     """The level [frame] of each of `frames` [frame, sample], in dB of full scale."""
     power = np.square(frames, dtype=np.float32).mean(axis=1, dtype=np.float64)
-    levels: npt.NDArray[np.float64] = 10 * np.log10(np.maximum(power, 1e-30) / 32768**2)
-    return levels
+    return 10 * np.log10(np.maximum(power, 1e-30) / 32768**2)
 
 
 def draw_stretch(speaker: Speaker, length: int, speed: float, rng: np.random.Generator) -> Stretch:

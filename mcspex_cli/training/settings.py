@@ -130,10 +130,7 @@ class MixtureSettings:
 
     def to_dict(self) -> dict[str, object]:
         """The settings for a checkpoint's provenance: of paths, only the last name."""
-        settings: dict[str, object] = msgspec.to_builtins(
-            asdict(self), enc_hook=lambda path: path.name
-        )
-        return settings
+        return msgspec.to_builtins(asdict(self), enc_hook=lambda path: path.name)
 
 
 @dataclass(frozen=True)

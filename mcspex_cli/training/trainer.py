@@ -580,5 +580,4 @@ class Team:
             except RuntimeError as error:
                 self.check(error)
                 raise
-        reduced: list[float] = tensor.tolist()
-        return reduced
+        return tensor.tolist()

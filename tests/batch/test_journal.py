@@ -54,7 +54,7 @@ def test_what_is_written_is_read_by_the_next(tmp_path: Path, task: Task) -> None
     done = journal.valid_result(task, "s")
     assert done
     assert (done.input_key, done.settings, done.length_s) == (task.input_key, "s", 2.0)
-    assert done.result == row(gain_db=[1.5])
+    assert done.result() == row(gain_db=[1.5])
     assert journal.failure(failed, "s") == "b.wav: no."
     assert journal.failure(failed, "other settings") is None
     assert journal.failure(replace(failed, input_key="other-inputs"), "s") is None
@@ -87,11 +87,24 @@ def test_the_settings_of_the_estimate_that_is_there_count_whoever_is_read_first(
     writers[1].add_result(task, "now", row())
     journal = Journal(tmp_path)
     assert [bool(journal.valid_result(task, one)) for one in ("before", "now")] == [False, True]
-    journal.check([task], "now")
+    journal.check_replaced([task], "now")
     with pytest.raises(OutputError, match="another model or other settings"):
-        journal.check([task], "before")
+        journal.check_replaced([task], "before")
     (tmp_path / "audio/a.wav").unlink()
-    Journal(tmp_path).check([task], "before")
+    Journal(tmp_path).check_replaced([task], "before")
+
+
+def test_an_estimate_is_outside_a_plan_under_whatever_name_it_has(
+    tmp_path: Path, task: Task
+) -> None:
+    named = replace(task, id="b", output="named.wav")
+    (tmp_path / "audio/named.wav").write_text("an estimate")
+    for one in (task, named):
+        JournalWriter(tmp_path).add_result(one, "s", row())
+    assert Journal(tmp_path).estimates_outside([task, named]) == []
+    assert Journal(tmp_path).estimates_outside([task]) == ["b"]
+    (tmp_path / "audio/named.wav").write_text("of another program")
+    assert Journal(tmp_path).estimates_outside([task]) == []
 
 
 def test_a_failure_is_of_the_slurm_job_that_it_happened_in(
@@ -127,7 +140,8 @@ def test_a_line_cut_anywhere_costs_only_itself(tmp_path: Path, task: Task) -> No
     [b"\xff\xfe", b"\0" * 40, b"nonsense", b"{}", b"[]", b"3", b"null", b'"done"', b'{"done": 3}',
      b'{"done": {}}', b'{"other": "a"}', b'{"done": "a"}', b'{"run": 3}', b'{"scored": "a"}',
      b'{"failed": "a"}', b'{"failed": []}', b'{"run": {}}', b'{"run": {"began": 1}}', b"[" * 99_999,
-     *(b'{"done": "z", "inputs": %s, "settings": "s", "files": %s, "row": {"seconds": %s}}' % values
+     *(b'{"done": "z", "inputs": %s, "settings": "s", "output": "z", "files": %s, '
+       b'"row": {"seconds": %s}}' % values
        for values in ((b"1", b"{}", b"1"), (b'"i"', b"[1]", b"1"), (b'"i"', b"{}", b'"1"')))],
 )  # fmt: skip
 def test_lines_that_say_nothing_are_passed_over(tmp_path: Path, task: Task, line: bytes) -> None:
@@ -159,7 +173,7 @@ def test_several_processes_lose_nothing(tmp_path: Path) -> None:
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     done = Journal(tmp_path).results
     assert sorted(done) == sorted(f"{name}/{number}" for name in "abc" for number in range(300))
-    assert all(one.result["text"] == name[0] * 300 for name, (one,) in done.items())
+    assert all(one.result()["text"] == name[0] * 300 for name, (one,) in done.items())
 
 
 def is_done(folder: Path, task: Task, settings: str = "s") -> bool:

@@ -16,10 +16,12 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.batch import backends
 from mcspex_cli.batch.backends import estimate_s
-from mcspex_cli.batch.journal import (
+from mcspex_cli.batch.journal import Journal
+from mcspex_cli.batch.manifest import Task
+from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
+from mcspex_cli.batch.workers import Outcome, Worker
+from mcspex_cli.batch.worklist import (
     WINDOW_S,
-    Journal,
-    Outcome,
     Unit,
     WorkList,
     equal_parts,
@@ -27,9 +29,6 @@ from mcspex_cli.batch.journal import (
     open_folder,
     open_work,
 )
-from mcspex_cli.batch.manifest import Task
-from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
-from mcspex_cli.batch.workers import Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.job import ExtractionOptions
@@ -156,6 +155,16 @@ def test_only_what_changed_is_done_again(set_: Path, settings: BatchSettings) ->
     assert [outcome.task.id for outcome in run(work)] == ids(work.todo)
     after = times(set_)
     assert {id_ for id_ in after if after[id_] != before.get(id_)} == set(ids(work.todo))
+
+
+def test_a_shard_has_its_own_tasks_also_when_all_are_finished(
+    set_: Path, settings: BatchSettings
+) -> None:
+    shard = opened(set_, replace(settings, shard=(1, 2)))
+    list(run(opened(set_, settings)))
+    finished = opened(set_, replace(settings, shard=(1, 2)))
+    assert ids(finished.skipped) == ids(shard.todo) != IDS
+    assert finished.audio_s == shard.audio_s
 
 
 def test_an_output_that_is_asked_for_later_is_made_later(
