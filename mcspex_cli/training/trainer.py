@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,12 @@ from filelock import FileLock, Timeout
 from torch import distributed, nn
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, find_checkpoint, save_checkpoint
+from mcspex_cli.checkpoint.checkpoint import (
+    CheckpointInfo,
+    find_checkpoint,
+    read_config,
+    save_checkpoint,
+)
 from mcspex_cli.checkpoint.hub import CONFIG
 from mcspex_cli.errors import (
     CheckpointError,
@@ -312,7 +318,23 @@ class Trainer:
         }
         if self.start:
             provenance["started_from"] = {"model": self.start.label, "sha256": self.start.sha256}
+        self._keep_calibrated(self.out / name)
         save_checkpoint(self.out / name, self.averaged, provenance)
+
+    def _keep_calibrated(self, folder: Path) -> None:
+        """Copy a model that is to be replaced, if it was calibrated, which takes half an hour."""
+        try:
+            config = read_config(folder)
+        except CheckpointError:  # there is none yet
+            return
+        if config.calibration is not None:
+            kept = folder.with_name(f"{folder.name}-{config.provenance.get('steps')}")
+            with files.whole_folder(kept) as unfinished:
+                shutil.copytree(folder, unfinished, dirs_exist_ok=True)
+            _logger.warning(
+                f"{folder}: the model that was calibrated is now {kept}. The new one has other "
+                "weights: calibrate it too, when the training is done."
+            )
 
     def _save_state(self) -> None:
         """Write all that `--resume` needs, whole or not at all; never weights that are not finite.

@@ -134,6 +134,27 @@ def test_a_run_that_is_resumed_with_a_nearer_end_leaves_its_model(corpus: Path) 
     assert find_checkpoint(chosen.run.out / "last").calibration == {"centre": []}
 
 
+def test_a_calibrated_model_is_kept_when_its_run_goes_on(
+    corpus: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mcspex"), "propagate", True)
+    chosen = settings(corpus, "out")
+    list(Trainer(chosen).run())
+    last, kept = chosen.run.out / "last", chosen.run.out / "last-6"
+    write_calibration(last, {"centre": []})
+    before = find_checkpoint(last)
+    longer = replace(chosen, optimiser=replace(chosen.optimiser, steps=8))
+    list(Trainer(longer, resume=True).run())
+    assert (find_checkpoint(last).provenance["steps"], find_checkpoint(last).calibration) == (
+        8,
+        None,
+    )
+    assert find_checkpoint(kept).calibration == before.calibration
+    assert load_checkpoint(kept) and find_checkpoint(kept).sha256 == before.sha256
+    (message,) = set(caplog.messages)
+    assert f"out/last: the model that was calibrated is now {kept}. The new one has" in message
+
+
 def test_a_run_that_cannot_go_on_or_begin_says_why(corpus: Path) -> None:
     chosen = settings(corpus, "out")
     with pytest.raises(ConfigError, match=r"nothing to resume"):
