@@ -325,6 +325,13 @@ def _check_local(path: Path) -> None:
         )
 
 
+def working_folder() -> str:
+    """The current folder; empty if it was deleted."""
+    with suppress(OSError):
+        return os.getcwd()  # noqa: PTH109
+    return ""
+
+
 def identities(*paths: Path) -> set[object]:
     """For each file, what all of its names share: the real path and, if it exists, the inode."""
     keys: set[object] = set()

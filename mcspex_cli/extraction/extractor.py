@@ -642,6 +642,7 @@ class _Extraction:
         """Write the files, all of them or none; `gains` are those of the estimate and residual."""
         rate_hz, subtype = self._mixture.info.sample_rate_hz, self._options.subtype
         shape = rate_hz, self._channels, subtype, self._mixture.frames
+        job.check_folder()
         with files.together(overwrite=job.outputs.overwrite):
             with ExitStack() as stack:
                 writers = [

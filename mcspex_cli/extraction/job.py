@@ -38,9 +38,9 @@ class AbsentPolicy:
 ABSENT = {
     policy.name: policy
     for policy in (
-        AbsentPolicy("keep", "the result anyway"),
-        AbsentPolicy("mute", "silence", mutes=True),
-        AbsentPolicy("fail", "exit code 5", fails=True),
+        AbsentPolicy("keep", "leave the result as it is"),
+        AbsentPolicy("mute", "make it silent", mutes=True),
+        AbsentPolicy("fail", "end with exit code 5", fails=True),
     )
 }
 """Every policy for a target that is absent, by its name."""
@@ -168,6 +168,8 @@ class Job:
     """See `name`."""
     reader: audio.Reader | None = field(repr=False, compare=False)
     """The mixture, if it was opened before by `open`."""
+    _folder: str = field(init=False, repr=False, compare=False)
+    """The working folder that relative paths start from."""
 
     def __init__(
         self,
@@ -183,14 +185,25 @@ class Job:
             check_voice(voice)
         outputs = outputs if isinstance(outputs, Outputs) else Outputs(outputs)
         vars(self).update(mixture=Path(mixture), voice=voice, outputs=outputs, id=id, reader=reader)
+        vars(self).update(_folder=files.working_folder())
 
     @property
     def name(self) -> str:
         """What rows, and messages about outputs, call the mixture: its `id`, or else its path."""
         return self.id or str(self.mixture)
 
+    def check_folder(self) -> None:
+        """Refuse relative paths if the program has changed its working folder."""
+        for path in (self.mixture, *self.outputs.paths()):
+            if not path.is_absolute() and files.working_folder() != self._folder:
+                raise McspexError(
+                    f"{path}: was a path in {self._folder} when the Job was made, but the working "
+                    "folder has changed. Use absolute paths."
+                )
+
     def check_outputs(self, used_files: files.UsedFiles) -> None:
         """Refuse outputs that cannot be written, or harm a file in `used_files`; add them."""
+        self.check_folder()
         name, outputs, paths = self.name, self.outputs, self.outputs.paths()
         for path in paths:
             is_activity = path is outputs.activity
@@ -325,14 +338,15 @@ def check_jobs(jobs: Sequence[Job], references: Sequence[Path]) -> None:
 def check_sources(job: Job, voice: Voice, mixture_s: float) -> None:
     """Refuse a voice if one of its clips is an output of the job, or its mixture of this length."""
     # A span is no file, and Path.is_file would raise if its name is too long for one.
-    clips = [Path(one) for one in voice.sources if os.path.isfile(one)]  # noqa: PTH113
+    sources = [Path(voice.folder, one) for one in voice.sources]
+    clips = [one for one in sources if os.path.isfile(one)]  # noqa: PTH113
     files.check_no_input(job.outputs.paths(), files.identities(*clips))
-    near = [one.path for one in voice.qualities if abs(one.seconds - mixture_s) < _SAME_LENGTH_S]
-    check_distinct(job.mixture, clips, near)
+    near = [one for one in voice.qualities if abs(one.seconds - mixture_s) < _SAME_LENGTH_S]
+    check_distinct(job.mixture, clips, [Path(voice.folder, one.path) for one in near])
 
 
 def check_distinct(
-    mixture: Path, references: Iterable[Path], as_long: Collection[str] = ()
+    mixture: Path, references: Iterable[Path], as_long: Collection[Path] = ()
 ) -> None:
     """Refuse a mixture that is its own reference, in this or another file.
 
@@ -343,7 +357,7 @@ def check_distinct(
         same = False
         with suppress(OSError, McspexError):
             same = mixture.samefile(reference) or filecmp.cmp(mixture, reference, shallow=False)
-            same = same or (str(reference) in as_long and _sounds_same(mixture, reference))
+            same = same or (reference in as_long and _sounds_same(mixture, reference))
         if same:
             raise AudioError(
                 f"{mixture}: is its own reference ({reference}). Give another clip of the voice "

@@ -432,6 +432,8 @@ class Voice:
     """The clips, spans and profiles that it was made of, as messages name them."""
     model_sha256: str = ""
     """Of the weights of the model that embedded it; empty if that is not known."""
+    folder: str = ""
+    """The working folder that relative `sources` start from."""
 
     def enrolment(self, model: CheckpointInfo) -> Enrolment:
         """What a profile keeps of it."""
@@ -478,7 +480,12 @@ def enroll(
         clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
         voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))
     voice = join_voices(voices, engine.calibration)
-    return replace(voice, warnings=(*warnings, *voice.warnings), model_sha256=model.sha256)
+    return replace(
+        voice,
+        warnings=(*warnings, *voice.warnings),
+        model_sha256=model.sha256,
+        folder=files.working_folder(),
+    )
 
 
 def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voice:
@@ -504,7 +511,8 @@ def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voi
 def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None) -> Voice:
     """Join voices of one person, each weighted by its seconds of speech.
 
-    With a calibration, there is a warning of those that do not sound like the others.
+    There is a warning of a clip that is in a profile and there again and, with a calibration, of
+    voices that do not sound like the others.
     """
     if not voices:
         raise AudioError("no reference was given. Name a clip of the voice alone.")
@@ -516,6 +524,7 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
     if seconds < _MIN_SPEECH_S:
         short = f"only {seconds:.1f} s of speech. Give 3 s or more for a better result."
         warnings.insert(0, short)
+    warnings += _find_doubles(voices)
     outliers = _find_outliers(voices, calibration) if calibration else []
     if outliers and len(voices) == 2:
         both = " and ".join(sources)
@@ -525,6 +534,22 @@ def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None)
         names = ", ".join(" and ".join(voice.sources) for voice in outliers)
         warnings.append(f"{names} {do} not sound like the other clips. Give clips of one person.")
     return Voice(_mean(voices).astype(np.float32), qualities, seconds, tuple(warnings), sources)
+
+
+def _find_doubles(voices: Iterable[Voice]) -> Iterator[str]:
+    """A warning for each two voices, of which one is a profile's, that have a clip in common."""
+    clips: dict[ReferenceQuality, Voice] = {}
+    for voice in voices:
+        for quality in voice.qualities:
+            # A profile has the name without folders, but the same measurements.
+            clip = replace(quality, path="", two_voices=None, warning=None)
+            both = (*clips.setdefault(clip, voice).sources, *voice.sources)
+            if len({*both}) > 1 and any(is_profile_name(Path(one)) for one in both):
+                yield (
+                    f"{' and '.join(both)} have a clip in common ({Path(quality.path).name}), "
+                    "which counts twice. Leave one of them out."
+                )
+                break
 
 
 def _find_outliers(voices: Sequence[Voice], calibration: Calibration) -> list[Voice]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -957,6 +958,31 @@ def test_a_place_that_must_not_be_written_is_refused(
     with pytest.raises(OutputError, match=message):
         run(places)
     assert (listing(tmp_path), (tmp_path / "mixture.wav").read_bytes()) == before
+
+
+def test_another_working_folder_makes_no_other_file_of_a_path(
+    soft: Extractor, mixture: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    audio.write(other / "mixture.wav", mixture, RATE_HZ)
+    audio.write(tmp_path / "ref.wav", mixture[::2], RATE_HZ)
+    monkeypatch.chdir(tmp_path)
+    voice = soft.enroll("ref.wav")
+    jobs = [Job("mixture.wav", voice, "a.wav"), Job(tmp_path / "mixture.wav", voice, "a.wav")]
+    shutil.copy("mixture.wav", other / "ref.wav")
+    monkeypatch.chdir(other)
+    for (_, result), path in zip(soft.extract_files(jobs), ("mixture.wav", "a.wav"), strict=True):
+        assert str(result) == (
+            f"{path}: was a path in {tmp_path} when the Job was made, but the working folder has "
+            "changed. Use absolute paths."
+        )
+    soft.extract_file("mixture.wav", voice, "a.wav")  # other/ref.wav is not the reference
+    assert listing(tmp_path) == ["mixture.wav", "other", "ref.wav"]
+    with pytest.raises(
+        OutputError, match=r"ref.wav: is an input, and inputs are never overwritten"
+    ):
+        soft.extract_file("mixture.wav", voice, Outputs(tmp_path / "ref.wav", overwrite=True))
 
 
 def test_a_home_folder_that_python_does_not_know_is_refused(

@@ -93,6 +93,29 @@ def test_what_is_there_twice_counts_once(
             assert voice.sources == ("a.wav", "deeper/b.flac")
 
 
+def test_a_clip_that_is_in_a_profile_too_is_warned_of(
+    clips: Path, engine: Engine, model: CheckpointInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips)
+    first, second, profile, copy = map(
+        Path, ("a.wav", "deeper/b.flac", "v.safetensors", "w.safetensors")
+    )
+    voice = enroll([first, second], engine, model)
+    qualities = tuple(quality.rename(Path(quality.path).name) for quality in voice.qualities)
+    for path in (profile, copy):
+        write_profile(path, Profile("v", (voice.enrolment(model),), qualities))
+    for sources, clip in (
+        ([second, profile], "b.flac"),
+        ([profile, first], "a.wav"),
+        ([profile, copy], "a.wav"),
+    ):
+        assert enroll(sources, engine, model).warnings == (
+            f"{sources[0]} and {sources[1]} have a clip in common ({clip}), which counts twice. "
+            "Leave one of them out.",
+        )
+    assert not enroll([first, second], engine, model).warnings
+
+
 def test_a_folder_is_all_its_clips(clips: Path, engine: Engine, model: CheckpointInfo) -> None:
     whole = enroll([clips], engine, model)
     one, other = (enroll([clips / name], engine, model) for name in ("a.wav", "deeper/b.flac"))
