@@ -308,6 +308,25 @@ def test_a_recording_that_is_not_decoded_to_its_end_leaves_no_sound(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_recording_beyond_full_scale_is_played_quieter(server: Server, tmp_path: Path) -> None:
+    loud = 4 * audio.read(INTERVIEW, 8000) / np.abs(audio.read(INTERVIEW, 8000)).max()
+    audio.write(tmp_path / "loud.wav", loud, 8000, "FLOAT")
+    path = server.session()
+    server.put(f"{path}/recording", "loud.wav", (tmp_path / "loud.wav").read_bytes())
+    recording = until(
+        lambda: (
+            (now := json.loads(server.ask("GET", f"{path}/")[2])["recording"])["decoded"] and now
+        ),
+        "decoded",
+    )
+    assert recording["warnings"] == [
+        "loud.wav: goes beyond full scale, so that you hear it 12.0 dB quieter here."
+    ]
+    (tmp_path / "played.wav").write_bytes(server.ask("GET", f"{path}/sounds/mixture")[2])
+    assert np.abs(audio.read(tmp_path / "played.wav", 8000) - loud / 4).max() < 2**-14
+    server.ask("POST", f"{path}/close")
+
+
 def test_a_file_that_is_deleted_on_its_way_arrives_all_the_same(tmp_path: Path) -> None:
     from mcspex_cli.serve.server import send_file
 

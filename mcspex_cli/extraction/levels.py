@@ -121,7 +121,7 @@ LEVELS = {
     policy.name: policy
     for policy in (
         LevelPolicy("match", "as loud as in the mixture"),
-        LevelPolicy("peak", "highest sample at -1 dBFS", _PEAK_DB),
+        LevelPolicy("peak", "as loud as possible: highest sample at -1 dBFS", _PEAK_DB),
         LevelPolicy(
             "lufs",
             "this loud by ITU-R BS.1770, as in lufs=-23",
@@ -129,7 +129,7 @@ LEVELS = {
             in_lufs=True,
             example=("lufs=-23", "-23 LUFS, as in broadcasting"),
         ),
-        LevelPolicy("raw", "as the network gives it", matched=False),
+        LevelPolicy("raw", "at whatever level the model gives", matched=False),
     )
 }
 """Every level policy by its name."""

@@ -33,6 +33,9 @@ _PEAKS_PER_S = 100.0
 _MOST_PEAKS = 100_000
 """A page holds at most this many peaks of a sound, 400 kB; they are finer for shorter sounds."""
 
+_LOUDEST_PEAK = 1.12
+"""What goes 1 dB beyond full scale is clipped, which is not heard; louder sound is turned down."""
+
 _PICTURE_HZ = 16_000
 """Pictures show what is below half of this, where speech is."""
 
@@ -88,7 +91,7 @@ class Recording:
     def decode(self, is_current: Callable[[], bool]) -> None:
         """Decode it all, or as long as `is_current`; what goes wrong is its `error`."""
 
-        def written() -> Iterator[audio.Samples]:
+        def written(gain: float = 1.0) -> Iterator[audio.Samples]:
             rate_hz, frames = self.info.sample_rate_hz, self.info.frames
             with audio.open_writer(self.playable, rate_hz, 1, "PCM_16", frames) as writer:
                 for block in self._reader:
@@ -96,14 +99,23 @@ class Recording:
                         raise CancelledError("cancelled.")  # so that no file appears
                     # A header may announce less than there is.
                     self._check_size(self._reader.frames)
-                    writer.write(block)
+                    writer.write(gain * block)
                     yield block[0]
 
         try:
             for peaks in find_peaks(written(), _peak_samples(self.info)):
                 self.peaks += peaks
+            loudest = float(np.frombuffer(bytes(self.peaks), "<f4").max(initial=0))
+            if is_loud := loudest > _LOUDEST_PEAK:
+                for _ in written(1 / loudest):
+                    pass
             self.seconds = self._reader.frames / self.info.sample_rate_hz
             self.warnings = list(self._reader.warnings)
+            if is_loud:
+                self.warnings.append(
+                    f"{self.upload.path}: goes beyond full scale, so that you hear it "
+                    f"{20 * math.log10(loudest):.1f} dB quieter here."
+                )
         except Exception as error:
             self.error = _reason(error)
         finally:

@@ -223,8 +223,8 @@ class Session:
             raise McspexError(f"absent {request.absent!r:.80} is none of {accepted}.")
         if request.absent != "keep" and model.calibration is None:
             raise McspexError(
-                f"{model.label}: cannot tell whether a voice is there. Under More, keep the result "
-                "where the voice is absent, or choose another model."
+                f"{model.label}: cannot tell whether a voice is there. Under More, choose to leave "
+                "the result as it is where the person does not speak, or choose another model."
             )
         references = list(self.references.values())
         job.check_distinct(recording.upload.path, [reference.path for reference in references])
