@@ -439,13 +439,15 @@ def write(
         raise TypeError(f"samples are floats in -1..1, not {array.dtype}; divide integers by 2**15")
     if array.ndim not in (1, 2):
         raise ValueError(f"samples are [sample] or [channel, sample], not of shape {array.shape}")
+    frames = np.atleast_2d(array)
+    if len(frames) > max(1, frames.shape[1]):
+        raise ValueError(f"samples are [channel, sample]; transpose those of shape {array.shape}")
     peak = np.abs(array).max(initial=0)
     if _CLIPPED_PEAK < peak < np.inf and not holds_over_full_scale(Path(path), subtype):
         raise ValueError(
             f"samples are in -1..1, but these reach {peak:.4g} and would be clipped; turn them "
             'down, or write a WAV with subtype="FLOAT"'
         )
-    frames = np.atleast_2d(array)
     shape = (sample_rate_hz, len(frames), subtype, frames.shape[1])
     with open_writer(Path(path), *shape) as writer:
         writer.write(frames)

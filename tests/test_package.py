@@ -26,8 +26,10 @@ def test_no_module_name_is_used_twice() -> None:
 
 
 def test_public_names_are_there() -> None:
+    page = (ROOT / "docs" / "python.md").read_text()
     for name in mcspex_cli.__all__:
         assert getattr(mcspex_cli, name) is not None
+        assert name == "__version__" or re.search(rf"\b{name}\b", page), name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = mcspex_cli.nonsense
 

@@ -125,7 +125,7 @@ class Extractor:
         self,
         references: Path | str | Iterable[Path | str] = (),
         *,
-        spans: Iterable[Span] = (),
+        spans: Span | Iterable[Span] = (),
         mixture: Path | str | None = None,
         options: ExtractionOptions | None = None,
         advance: Callable[[float], object] | None = None,
@@ -158,8 +158,9 @@ class Extractor:
             raise TypeError(f"references are paths of files, not {references!r:.80}") from error
         if "" in names:  # which would mean all files in the working folder
             raise ValueError("a reference has an empty name; name a file or a folder")
-        options, spans = self._check_options(options), tuple(spans)
+        options = self._check_options(options)
         advance = advance or (lambda _: None)
+        spans = (spans,) if isinstance(spans, Span) else tuple(spans)
         if not all(isinstance(span, Span) for span in spans):
             raise TypeError("spans are Spans, such as Span(12.0, 18.5)")
         if spans:
@@ -252,7 +253,7 @@ class Extractor:
         voice: Voice,
         outputs: Outputs | Path | str,
         options: ExtractionOptions | None = None,
-        advance: Callable[[float], object] = lambda _: None,
+        advance: Callable[[float], object] | None = None,
     ) -> Result:
         """Extract a target from a file to files of the same rate and length.
 
@@ -282,7 +283,7 @@ class Extractor:
         self,
         jobs: Iterable[Job],
         options: ExtractionOptions | None = None,
-        advance: Callable[[float], object] = lambda _: None,
+        advance: Callable[[float], object] | None = None,
     ) -> Generator[tuple[Job, Result | McspexError], None, None]:
         """Extract several files; reading, computing and writing overlap, also between files.
 
@@ -296,6 +297,7 @@ class Extractor:
             `jobs` itself raises comes after the results of the jobs before.
         """
         options, used_files = self._check_options(options), files.UsedFiles()
+        advance = advance or (lambda _: None)
         lookahead = max(_LOOKAHEAD, self.engine.signals_at_once)
         unfinished: deque[tuple[Job, _Extraction]] = deque()
         pending: deque[Future[Result | McspexError]] = deque()  # of the first of these

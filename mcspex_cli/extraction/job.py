@@ -81,10 +81,11 @@ class ExtractionOptions:
     """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
 
     def __post_init__(self) -> None:
-        for name in ("channel", "level", "subtype", "absent", "damaged", "track"):
+        examples = {"channel": "1", "track": "1", "level": "match", "subtype": "PCM_16"}
+        for name, example in (examples | {"absent": "keep", "damaged": "fail"}).items():
             value = getattr(self, name)
             if not isinstance(value, str) and (name, value) != ("track", None):
-                raise TypeError(f'{name} is text, such as "1", not {value!r}')
+                raise TypeError(f'{name} is text, such as "{example}", not {value!r:.80}')
         for name, choices in (
             ("absent", ABSENT),
             ("subtype", audio.SUBTYPES),

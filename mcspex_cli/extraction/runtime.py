@@ -62,7 +62,7 @@ class EngineSettings:
 
     Raises:
         EngineError: a precision or a runtime is unknown.
-        TypeError, ValueError: what must be a number is not one, or is out of range.
+        TypeError, ValueError: a value has the wrong type, or is out of range.
     """
 
     device: str = "auto"
@@ -85,13 +85,13 @@ class EngineSettings:
     network's own estimate."""
 
     def __post_init__(self) -> None:
-        for what, names in (("precision", PRECISIONS), ("runtime", RUNTIMES)):
+        for what, names in (("device", ()), ("precision", PRECISIONS), ("runtime", RUNTIMES)):
             name = getattr(self, what)
-            if name not in names:
+            if not isinstance(name, str):
+                raise TypeError(f'{what} is text, such as "auto", not {name!r:.80}')
+            if names and name not in names:
                 choices = ", ".join(names)
                 raise EngineError(f"{what} {name!r} is unknown. Use one of: {choices}.")
-        if not isinstance(self.device, str):
-            raise TypeError(f'device is text, such as "cuda:1", not {self.device!r}')
         for length_s in (self.window_s, self.context_s, self.fade_s):
             if not isinstance(length_s, Real):
                 raise TypeError(
@@ -105,11 +105,16 @@ class EngineSettings:
                 f"window_s must be {_MIN_WINDOW_S} s or more and longer than twice context_s plus "
                 "fade_s, all from 0"
             )
-        counts = (self.batch, self.threads)
-        if not all(isinstance(count, int) and 0 <= count <= MOST_AT_ONCE for count in counts):
-            raise ValueError(f"batch and threads must be whole numbers from 0 to {MOST_AT_ONCE}")
-        if not isinstance(self.passes, int) or not 1 <= self.passes <= MOST_PASSES:
-            raise ValueError(f"passes must be a whole number from 1 to {MOST_PASSES}")
+        for what, least, most in (
+            ("batch", 0, MOST_AT_ONCE),
+            ("threads", 0, MOST_AT_ONCE),
+            ("passes", 1, MOST_PASSES),
+        ):
+            count = getattr(self, what)
+            if not isinstance(count, int):  # NumPy's numbers could not be written as JSON
+                raise TypeError(f"{what} is an int, not {count!r:.80}")
+            if not least <= count <= most:
+                raise ValueError(f"{what} must be from {least} to {most}, not {count}")
 
 
 class OutOfMemoryError(Exception):

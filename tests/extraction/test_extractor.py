@@ -526,9 +526,9 @@ def test_a_voice_of_a_model_with_embeddings_as_long_is_refused(
         ({"dry_db": False}, "wet_db and dry_db are numbers of dB, not False"),
         ({"channel": "٣"}, "channel '٣' is neither mix nor all"),
         ({"channel": 5000 * "9"}, "is neither mix nor all"),
-        ({"channel": 0}, "channel is text, such as"),
+        ({"channel": 0}, 'channel is text, such as "1", not 0'),
         ({"track": 1}, "track is text"),
-        ({"level": None}, "level is text"),
+        ({"level": -23}, 'level is text, such as "match", not -23'),
         ({"absent": ["keep"]}, "absent is text"),
     ],
 )
@@ -583,11 +583,11 @@ def test_a_name_that_no_file_can_have_is_one_line(soft: Extractor, name: str) ->
         soft.enroll(name)
 
 
-def test_paths_may_be_text_and_spans_any_iterable(
+def test_paths_may_be_text_and_spans_one_or_any_iterable(
     soft: Extractor, mixture: Samples, tmp_path: Path
 ) -> None:
     path, spans = tmp_path / "mixture.wav", [Span(1.0, 3.0)]
-    texts = (soft.enroll(str(path)), soft.enroll(spans=spans, mixture=str(path)))
+    texts = (soft.enroll(str(path)), soft.enroll(spans=spans[0], mixture=str(path)))
     paths = (soft.enroll(path), soft.enroll(spans=iter(spans), mixture=path))
     for one, other in zip(texts, paths, strict=True):
         np.testing.assert_array_equal(one.embedding, other.embedding)
