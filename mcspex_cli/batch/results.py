@@ -32,7 +32,8 @@ from mcspex_cli.evaluation.comparison import (
     batch_system,
     compare_systems,
 )
-from mcspex_cli.evaluation.scoring import Pairing, Score, ScoreSettings, Status, score_files
+from mcspex_cli.evaluation.pairing import Pairing
+from mcspex_cli.evaluation.scoring import Score, ScoreSettings, Status, score_files
 
 _logger = logging.getLogger("mcspex")
 
@@ -216,7 +217,7 @@ def _rows(
             results.append(line)
             score_key = _score_key(task, line, score_settings, locations)
             score = journal.scores.get((task.id, score_key))
-            row = _row(task, line, score or {"status": Status.UNSCORED, "note": ""})
+            row = _row(task, line, score or {"status": Status.DONE, "note": ""})
         elif reason := journal.failure(task, work.key):
             row = {"status": Status.FAILED, "note": reason}
         outputs = {kind: path.as_posix() for kind, path in task.outputs(Path()).items()}

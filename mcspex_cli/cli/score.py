@@ -17,8 +17,8 @@ from mcspex_cli.errors import BelowThreshold, ConfigError, McspexError, PairingE
 if TYPE_CHECKING:
     from mcspex_cli.evaluation.comparison import PageSettings
     from mcspex_cli.evaluation.metrics import Need
+    from mcspex_cli.evaluation.pairing import Pairing
     from mcspex_cli.evaluation.report import Report
-    from mcspex_cli.evaluation.scoring import Pairing
 
 
 def metrics_of_batch() -> dict[str, str]:
@@ -193,6 +193,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     """  # noqa: D301 (click needs the character itself)
     from mcspex_cli import Extractor, files
     from mcspex_cli.evaluation import metrics, report, scoring
+    from mcspex_cli.evaluation.pairing import missing_estimates
     from mcspex_cli.extraction.reference import check_references
 
     _check_usage(request)
@@ -221,7 +222,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
         verifier = metrics.open_verifier(Extractor.load(model))
     scores = scoring.score_files(pairings, settings, request.workers, verifier, transcribe)
     rows = [score.to_dict() for score in console.track(scores, "scoring", len(pairings))]
-    missing = scoring.missing_estimates(request.estimates, request.truth) if request.truth else []
+    missing = missing_estimates(request.estimates, request.truth) if request.truth else []
     result = report.make_report(rows, missing, groups, baseline)
     try:  # before anything is shown, since standard output may be closed or full
         with files.together():
@@ -292,9 +293,10 @@ def _compared_paths(request: ScoreRequest) -> list[Path]:
 
 def _pair(request: ScoreRequest) -> list[Pairing]:
     """Each estimate with the files that it is compared with, its words and its presence."""
-    from mcspex_cli.evaluation import report, scoring
+    from mcspex_cli.evaluation import report
+    from mcspex_cli.evaluation.pairing import pair
 
-    pairings = scoring.pair(
+    pairings = pair(
         request.estimates,
         request.truth,
         request.mixtures,
@@ -314,7 +316,7 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:
     """Give each pairing its reference, found as `mcspex batch` finds it."""
     from mcspex_cli.batch.manifest import list_references, refuse
-    from mcspex_cli.evaluation.scoring import case_name
+    from mcspex_cli.evaluation.pairing import case_name
     from mcspex_cli.extraction.reference import list_sources
 
     if request.reference_folder is None:

@@ -16,12 +16,13 @@ from mcspex_cli import files
 from mcspex_cli.errors import PairingError
 from mcspex_cli.evaluation import report, scoring
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, MIXTURE_METRICS, Metric
-from mcspex_cli.evaluation.scoring import Pairing, Status
+from mcspex_cli.evaluation.pairing import Pairing, files_by_case
+from mcspex_cli.evaluation.scoring import Status
 
 OTHER_CASES = "Other cases"
 """What pages call `report.NO_GROUP`."""
 
-VALUED = (Status.OK, Status.UNSCORED)
+VALUED = (Status.OK, Status.DONE)
 """Tables show the values of rows with these statuses, whether they are in the means or not."""
 
 BEST, WORST, DRAWN = "best", "worst", "drawn at random"
@@ -106,7 +107,7 @@ def read_system(folder: Path, label: str = "") -> SystemOutputs:
     label = label.strip() or folder.resolve().name
     if rows := report.read_batch(folder):
         return batch_system(folder, label, rows)
-    estimates = scoring.files_by_case(folder)
+    estimates = files_by_case(folder)
     if not estimates:
         raise PairingError(f"{folder}: no sound files in this folder. Name another.")
     return SystemOutputs(label, folder, {name: Output(path) for name, path in estimates.items()})
@@ -309,8 +310,7 @@ def compare_systems(
 
 def _gather(systems: Sequence[SystemOutputs], settings: PageSettings) -> list[ComparisonCase]:
     truths, mixtures = (
-        scoring.files_by_case(folder) if folder else {}
-        for folder in (settings.truth, settings.mixtures)
+        files_by_case(folder) if folder else {} for folder in (settings.truth, settings.mixtures)
     )
     groups = settings.groups or report.Groups()
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
@@ -334,7 +334,7 @@ def _gather(systems: Sequence[SystemOutputs], settings: PageSettings) -> list[Co
 
 def _has_score(output: Output, case: ComparisonCase) -> bool:
     """Whether an output has been scored, with the case's mixture and, if it has one, truth."""
-    if not output.row or (case.truth and output.row["status"] == Status.UNSCORED):
+    if not output.row or (case.truth and output.row["status"] == Status.DONE):
         return False
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)

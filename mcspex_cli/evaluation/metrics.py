@@ -402,7 +402,7 @@ class Sounds:
 Need = Literal["target", "mixture", "interferers", "reference", "transcript", "batch"]
 """What a metric can need beside the estimate; "batch" is what `mcspex batch` measured.
 
-A new one also takes a field of `Sounds`, which `scoring.score_file` fills from a `Pairing`, and a
+A new one also takes a field of `Sounds`, which `evaluation.scoring` fills from a `Pairing`, and a
 row of `cli.score.SOURCES`, which says where users give it.
 """
 

@@ -20,7 +20,8 @@ import numpy as np
 from mcspex_cli import errors, files
 from mcspex_cli.errors import ConfigError, OutputError, PairingError
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
-from mcspex_cli.evaluation.scoring import SHIFTED, Status, case_name, case_names, is_batch
+from mcspex_cli.evaluation.pairing import case_name, case_names, is_batch
+from mcspex_cli.evaluation.scoring import SHIFTED, Status
 
 _logger = logging.getLogger("mcspex")
 
@@ -109,7 +110,7 @@ def in_means(rows: Rows) -> Rows:
 def status_in_means(rows: Rows) -> str:
     """The status of rows that count in means: "ok" or, if no row has it, that without a truth."""
     is_scored = any(row["status"] == Status.OK for row in rows)
-    return Status.OK if is_scored else Status.UNSCORED
+    return Status.OK if is_scored else Status.DONE
 
 
 def refusals(rows: Rows) -> list[str]:
@@ -378,7 +379,7 @@ def read_batch(folder: Path) -> list[dict[str, Any]]:
     for row in replaced:
         kept = {key: row.get(key) for key in ("name", *_FILES_OF_ROWS)}
         row.clear()
-        row.update(kept, status=Status.UNSCORED)
+        row.update(kept, status=Status.DONE)
     if replaced:
         _logger.warning(
             f"{path}: is older than the files of {name_some([row['name'] for row in replaced])}, "

@@ -1,10 +1,10 @@
-"""Scores of files: which belong together, whether they can be compared, and a score for each."""
+"""Scores of files: whether they can be compared, and a score for each."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mcspex_cli import audio, files
+from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, ConfigError, McspexError, NonFiniteError, PairingError
+from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
     BY_COLUMN,
@@ -31,15 +31,12 @@ from mcspex_cli.evaluation.metrics import (
     Transcribe,
     Verifier,
     find_shift,
-    import_package,
     is_flipped,
     is_silent,
     si_sdr,
 )
+from mcspex_cli.evaluation.pairing import Pairing
 from mcspex_cli.extraction.runtime import cores, end_with_parent, leave_signals
-
-_TRANSCRIPTS = (".txt", ".vtt")
-"""The formats of transcripts, by the suffix of the file."""
 
 _TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
@@ -64,11 +61,14 @@ _MOST_PROCESSES = 61 if os.name == "nt" else 1024
 _CHUNK = 8
 """Files that a process scores before it asks for more."""
 
+_MANY, _MANY_IF_QUICK = 40, 200
+"""Files from which on several processes pay off; more of them where all metrics are quick."""
+
 
 class Status:
     """What has become of a file: all statuses that a row may have."""
 
-    OK, UNSCORED = "ok", "done"
+    OK, DONE = "ok", "done"
     """Scored; or extracted by a batch and, since it has no truth, not scored. `report.in_means`
     says which of the two count in means; no others do."""
     FAILED, PENDING = "failed", "pending"
@@ -81,172 +81,6 @@ class Status:
     REFUSED = ("unreadable", "not finite", "rate differs", "length differs", "channels differ")
     UNREADABLE, NOT_FINITE, RATE_DIFFERS, LENGTH_DIFFERS, CHANNELS_DIFFER = REFUSED
     """The files could not be compared; the note says why."""
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """An estimate and the files that it is compared with, under one name."""
-
-    name: str
-    estimate: Path
-    truth: Path | None = None
-    """The target alone: the `target` of metrics."""
-    mixture: Path | None = None
-    interferers: tuple[Path, ...] = ()
-    """The other talkers of the mixture, each alone."""
-    references: tuple[Path, ...] = ()
-    """Clips and profiles of the voice."""
-    transcript: str = ""
-    """What the target says."""
-    presence: float | None = None
-    """What the extraction measured."""
-
-
-def case_name(path: str | Path) -> str:
-    """The name that pairs a file with others: without the suffixes of its format and `.target`."""
-    return _full_name(path).removesuffix(".target")
-
-
-def case_names(paths: Sequence[str | Path]) -> list[str]:
-    """The same of several files, of which one may have the name of another's estimate.
-
-    Beside a.wav, a.target.wav keeps its `.target`: it is another case. Then its own estimate is
-    a.target.target.wav.
-    """
-    full_names = [_full_name(path) for path in paths]
-    others = set(full_names)
-
-    def shorten(name: str) -> str:
-        rest = name.removesuffix(".target")
-        return name if rest != name and rest in others and shorten(rest) == rest else rest
-
-    return list(map(shorten, full_names))
-
-
-def _full_name(path: str | Path) -> str:
-    """A file's name without the suffixes of its format."""
-    path = Path(path)
-    for suffixes in (_TRANSCRIPTS, files.SUFFIXES):
-        if path.suffix.lower() in suffixes:
-            path = path.with_suffix("")
-    return files.normal(str(path))
-
-
-def is_batch(folder: Path) -> bool:
-    """Whether it is the output folder of `mcspex batch`, finished or not."""
-    return (folder / "journal").is_dir() and (folder / "audio").is_dir()
-
-
-def files_by_case(folder: Path, suffixes: Collection[str] = files.SUFFIXES) -> dict[str, Path]:
-    """All files of some formats under a folder by their `case_names`.
-
-    Raises:
-        AudioError, PairingError: there is no such folder, it is a batch's output folder, in which
-            residuals would be taken for estimates, or two files in it have one name.
-    """
-    files.check_exists(folder)
-    if not folder.is_dir():
-        raise PairingError(f"{folder}: is a file. Name a folder.")
-    if is_batch(folder):
-        raise PairingError(f"{folder}: is the output folder of a batch. Name {folder / 'audio'}.")
-    named: dict[str, Path] = {}
-    paths = [path for path in files.find(folder, also=suffixes) if path.suffix.lower() in suffixes]
-    names = case_names([path.relative_to(folder) for path in paths])
-    for name, path in zip(names, paths, strict=True):
-        other = named.setdefault(name, path)
-        if other != path:
-            raise PairingError(f"{other} and {path}: both have the name {name}. Move one.")
-    return named
-
-
-def find_partners(
-    estimates: Mapping[str, Path],
-    folder: Path | None,
-    suffixes: Collection[str] = files.SUFFIXES,
-    kind: str = "file (.wav, .flac, ...)",
-) -> dict[str, Path]:
-    """The files of a folder by the names of estimates, each of which has to have one.
-
-    `kind` is what an error calls the one that is missing.
-    """
-    if folder is None:
-        return {}
-    partners = files_by_case(folder, suffixes)
-    for name, path in estimates.items():
-        if name not in partners:
-            raise PairingError(
-                f"{path}: no {kind} called {name} in {folder}. Add it, or remove the estimate."
-            )
-    return partners
-
-
-def pair(
-    estimates: Path,
-    truth: Path | None = None,
-    mixtures: Path | None = None,
-    interferers: Sequence[Path] = (),
-    transcripts: Path | None = None,
-) -> list[Pairing]:
-    """Pair a file with a file, or each estimate of a folder with the files of its name.
-
-    Raises:
-        ConfigError: a transcript cannot be read.
-        PairingError: a folder is compared with a file, two files of a folder have one name, or
-            a file is missing in one of the other folders.
-    """
-    others = [path for path in (truth, mixtures, *interferers, transcripts) if path]
-    if any(estimates.is_dir() != other.is_dir() for other in others):
-        raise PairingError(
-            "estimates, truth, mixtures, interferers and transcripts must be all files or all "
-            "folders."
-        )
-    if not estimates.is_dir():
-        words = read_transcript(transcripts) if transcripts else ""
-        name, talkers = estimates.name, tuple(interferers)
-        return [Pairing(name, estimates, truth, mixtures, talkers, transcript=words)]
-    named = files_by_case(estimates)
-    if not named:
-        raise PairingError(f"{estimates}: no sound files in this folder. Name another.")
-    truths, mixed = find_partners(named, truth), find_partners(named, mixtures)
-    talkers_by_name = [find_partners(named, folder) for folder in interferers]
-    kind = f"transcript ({', '.join(_TRANSCRIPTS)})"
-    texts = find_partners(named, transcripts, _TRANSCRIPTS, kind)
-    return [
-        Pairing(
-            name,
-            path,
-            truths.get(name),
-            mixed.get(name),
-            tuple(by_name[name] for by_name in talkers_by_name),
-            transcript=read_transcript(texts[name]) if texts else "",
-        )
-        for name, path in named.items()
-    ]
-
-
-def missing_estimates(estimates: Path, truth: Path) -> list[str]:
-    """Names of the truths without an estimate; none where both are files."""
-    if not estimates.is_dir():
-        return []
-    return sorted(files_by_case(truth).keys() - files_by_case(estimates).keys())
-
-
-def read_transcript(path: Path) -> str:
-    """Read the words of a text file, or of a WebVTT file without its times, tags and notes.
-
-    Raises:
-        ConfigError: it is not text, or its suffix says WebVTT and it is not.
-    """
-    if path.suffix.lower() not in _TRANSCRIPTS:
-        raise ConfigError(f"{path}: is not a transcript. Its name must end in .txt or .vtt.")
-    content = files.read_text(path)
-    if path.suffix.lower() == ".txt":
-        return content
-    webvtt = import_package("webvtt", "transcripts")
-    try:
-        return "\n".join(caption.text for caption in webvtt.from_string(content).captions)
-    except webvtt.errors.MalformedFileError as error:
-        raise ConfigError(f"{path}: is not WebVTT ({error}). Name plain text .txt.") from error
 
 
 @dataclass(frozen=True)
@@ -283,6 +117,10 @@ class Score:
     damaged: bool = False
     """Whether a file is damaged, but could be read."""
 
+    def with_note(self, text: str) -> Score:
+        """The same with one more sentence, before the others, in its note."""
+        return replace(self, note=f"{text} {self.note}".strip())
+
     def to_dict(self) -> dict[str, Any]:
         """A row of a report: every metric's column, None where there is no value."""
         return {
@@ -310,13 +148,13 @@ def score_file(
     Similarities need a `verifier`, word error rates `transcribe`.
     """
     try:
-        unscored, channels = _read(pairing, settings)
+        of_files, channels = _read(pairing, settings)
         if verifier:
             measure = verifier(pairing.references)
             channels = [replace(sounds, measure_similarity=measure) for sounds in channels]
         if transcribe:
             channels = [replace(sounds, transcribe=transcribe) for sounds in channels]
-        scores = [_score_channel(unscored, sounds, settings) for sounds in channels]
+        scores = [_score_channel(of_files, sounds, settings) for sounds in channels]
     except _RefusedError as refused:
         return Score(pairing.name, refused.status, str(refused))
     except NonFiniteError as error:
@@ -371,7 +209,8 @@ def score_files(
 
 def sensible_workers(count: int, metrics: Sequence[str]) -> int:
     """One process for few files; as many as cores where starting them pays off."""
-    if count < (200 if set(metrics) <= set(BUILT_IN) else 40):
+    is_quick = set(metrics) <= set(BUILT_IN)
+    if count < (_MANY_IF_QUICK if is_quick else _MANY):
         return 1
     return min(cores(), count // _CHUNK)
 
@@ -386,7 +225,10 @@ def _prepare_for_workers() -> Iterator[None]:
             yield
     finally:
         for name, value in threads.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _RefusedError(Exception):
@@ -404,44 +246,22 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Score, list[Sounds
     shortest of them.
     """
     standard = pairing.truth or pairing.estimate
-    others = (pairing.truth, pairing.mixture, *pairing.interferers)
-    paths = (pairing.estimate, *(path for path in others if path))
-    readers = {path: audio.Reader(path, channel="all") for path in paths}
-    rate_hz = readers[standard].info.sample_rate_hz
-    sounds: dict[Path, Samples] = {}
-    notes: list[str] = []
-    for path, reader in readers.items():
-        own_hz, reader.sample_rate_hz = reader.info.sample_rate_hz, rate_hz
-        if own_hz != rate_hz and not settings.resample:
-            reason = f"{path}: {own_hz} Hz, but {standard} has {rate_hz} Hz. Use --resample."
-            raise _RefusedError(Status.RATE_DIFFERS, reason)
-        sound = reader.read()
-        notes += reader.warnings
-        channels = len(sounds.get(pairing.estimate, sound))  # of the estimate, read first
-        if channels == 1 and settings.channel:
-            sound = audio.select(sound, settings.channel if len(sound) > 1 else "mix", path)
-        if len(sound) not in (1, channels):
-            reason = f"{path}: {len(sound)} channels, but {pairing.estimate} has {channels}."
-            hint = (
-                "Say with --channel what of it was extracted: mix, 0, 1, ..."
-                if channels == 1
-                else "Give both the same channels, or make this one mono."
-            )
-            raise _RefusedError(Status.CHANNELS_DIFFER, f"{reason} {hint}")
-        sounds[path] = sound
+    sounds, rate_hz, notes = _read_sounds(pairing, standard, settings)
     lengths = {path: sound.shape[1] for path, sound in sounds.items()}
     for path, length in lengths.items():
         _check_length(path, length, standard, lengths[standard])
     shortest = min(lengths.values())
     is_cut = max(lengths.values()) > shortest
-    note = " ".join([*([f"cut to {shortest} samples."] if is_cut else []), *notes])
+    score = Score(pairing.name, Status.OK, " ".join(notes), cut=is_cut, damaged=bool(notes))
+    if is_cut:
+        score = score.with_note(f"cut to {shortest} samples.")
 
     def channel(path: Path | None, number: int) -> Samples:
         if path is None:
             return NOTHING
         return sounds[path][number if len(sounds[path]) > 1 else 0, :shortest]
 
-    return Score(pairing.name, Status.OK, note, cut=is_cut, damaged=bool(notes)), [
+    return score, [
         Sounds(
             rate_hz,
             channel(pairing.estimate, number),
@@ -453,6 +273,37 @@ def _read(pairing: Pairing, settings: ScoreSettings) -> tuple[Score, list[Sounds
         )
         for number in range(len(sounds[pairing.estimate]))
     ]
+
+
+def _read_sounds(
+    pairing: Pairing, standard: Path, settings: ScoreSettings
+) -> tuple[dict[Path, Samples], int, list[str]]:
+    """The sounds [channel, sample] of all files, the rate of all of them, and what is damaged."""
+    others = (pairing.truth, pairing.mixture, *pairing.interferers)
+    paths = (pairing.estimate, *(path for path in others if path))
+    readers = {path: audio.Reader(path, channel="all") for path in paths}
+    rate_hz = readers[standard].info.sample_rate_hz
+    channels = readers[pairing.estimate].info.channels
+    sounds: dict[Path, Samples] = {}
+    notes: list[str] = []
+    for path, reader in readers.items():
+        own_hz = reader.info.sample_rate_hz
+        if own_hz != rate_hz and not settings.resample:
+            reason = f"{path}: {own_hz} Hz, but {standard} has {rate_hz} Hz. Use --resample."
+            raise _RefusedError(Status.RATE_DIFFERS, reason)
+        reader.sample_rate_hz = rate_hz
+        sound = reader.read()
+        notes += reader.warnings
+        if channels == 1 and settings.channel:
+            sound = audio.select(sound, settings.channel if len(sound) > 1 else "mix", path)
+        if len(sound) not in (1, channels):
+            reason = f"{path}: {len(sound)} channels, but {pairing.estimate} has {channels}."
+            hint = "Give both the same channels, or make this one mono."
+            if channels == 1:
+                hint = "Say with --channel what of it was extracted: mix, 0, 1, ..."
+            raise _RefusedError(Status.CHANNELS_DIFFER, f"{reason} {hint}")
+        sounds[path] = sound
+    return sounds, rate_hz, notes
 
 
 def _check_length(path: Path, length: int, standard: Path, expected: int) -> None:
@@ -472,32 +323,39 @@ def _score_channel(score: Score, sounds: Sounds, settings: ScoreSettings) -> Sco
         return replace(score, status=Status.SILENT_ESTIMATE)
     metrics = [METRICS[name] for name in settings.metrics]
     if sounds.mixture.size:
-        # SI-SDR of the mixture always: it also decides whether the estimate is confused.
+        # SI-SDR of the mixture always: it shows why an estimate counts as confused.
         names = ("si_sdr", *settings.metrics)
         metrics += [metric for name, metric in MIXTURE_METRICS.items() if name in names]
     if not has_truth:
         return replace(score, values=_values(metrics, sounds))
     si_sdr_db = sounds.si_sdr_db
     if si_sdr_db == -math.inf:
-        note = f"it has nothing of the truth in it. {score.note}".strip()
-        return replace(score, status=Status.UNRELATED, note=note)
+        score = score.with_note("it has nothing of the truth in it.")
+        return replace(score, status=Status.UNRELATED)
     if si_sdr_db >= EXACT_DB:
         return replace(score, status=Status.EXACT)
     if si_sdr_db > 0 and is_flipped(sounds.estimate, sounds.target):
         score = replace(score, flipped=True)
         if settings.flipped_ok:
-            score = replace(score, note=f"{Status.FLIPPED}. {score.note}".strip())
+            score = score.with_note(f"{Status.FLIPPED}.")
         else:
             score = replace(score, status=Status.FLIPPED)
     if si_sdr_db < 0 and (shift := find_shift(sounds.estimate, sounds.target)):
-        note = f"{SHIFTED}: {abs(shift)} samples too {'late' if shift > 0 else 'early'}."
-        score = replace(score, note=f"{note} {score.note}".strip())
-    gain_db = si_sdr_db - sounds.input_si_sdr_db
-    has_mixture = math.isfinite(gain_db)
-    nearer = any(si_sdr(sounds.estimate, other) > si_sdr_db for other in sounds.interferers)
-    is_worse = has_mixture and gain_db < 0
-    confused = nearer or is_worse if has_mixture or sounds.interferers else None
+        direction = "late" if shift > 0 else "early"
+        score = score.with_note(f"{SHIFTED}: {abs(shift)} samples too {direction}.")
+    confused = _is_confused(sounds)
     return replace(score, values=_values(metrics, sounds), confused=confused)
+
+
+def _is_confused(sounds: Sounds) -> bool | None:
+    """See `Score.confused`."""
+    gain_db = sounds.si_sdr_db - sounds.input_si_sdr_db
+    has_mixture = math.isfinite(gain_db)
+    if has_mixture and gain_db < 0:
+        return True
+    if sounds.interferers:
+        return any(si_sdr(sounds.estimate, one) > sounds.si_sdr_db for one in sounds.interferers)
+    return False if has_mixture else None
 
 
 def _values(metrics: Sequence[Metric], sounds: Sounds) -> dict[str, float]:
@@ -514,8 +372,7 @@ def _average(channels: Sequence[Score]) -> Score:
     columns = [column for column in score.values if all(column in c.values for c in channels)]
     verdicts = [channel.confused for channel in channels if channel.confused is not None]
     return replace(
-        score,
-        note=f"{where} {score.note}".strip(),
+        score.with_note(where),
         values={column: float(np.mean([c.values[column] for c in channels])) for column in columns},
         confused=any(verdicts) if len(verdicts) == len(channels) else None,
         flipped=any(channel.flipped for channel in channels),

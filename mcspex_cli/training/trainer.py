@@ -52,7 +52,7 @@ from mcspex_cli.training.simulate import read_validation
 _logger = logging.getLogger("mcspex")
 
 _NEW_SAMPLE_RATE_HZ = 8000
-"""Of a new network whose settings name no rate."""
+"""The rate of a new network whose settings name none."""
 
 
 class Trainer:
@@ -78,9 +78,12 @@ class Trainer:
         """Set it, as from a signal handler, and `run` saves and ends after the current step."""
         self.team = Team.join(settings.run.device)
         self.device = self.team.device
-        state = self._take_folder(resume=resume)
-        step, tensorboard = state["step"] if state else 0, settings.run.tensorboard
-        self.log = ProgressLog(self.out, step, tensorboard=tensorboard) if self.team.leads else None
+        self._take_folder(resume=resume)
+        state = self._read_state() if resume else None
+        self.log: ProgressLog | None = None
+        if self.team.leads:
+            step = state["step"] if state else 0
+            self.log = ProgressLog(self.out, step, tensorboard=settings.run.tensorboard)
         start = settings.model.start_from
         self.start = find_checkpoint(start) if start else None
         own_rate = self.start.config.sample_rate_hz if self.start else _NEW_SAMPLE_RATE_HZ
@@ -91,10 +94,10 @@ class Trainer:
         self.sampler = MixtureSampler(corpus, settings.mixtures)
         part = slice(self.team.rank, None, self.team.size)
         self.validation_mixtures = read_validation(settings.data, rate, part)
-        self.validation_input_db = self._validation_mean(
-            si_sdr(item.mixture, item.target) for item in self.validation_mixtures
-        )
-        """The mean SI-SDR of the mixtures themselves, by which a resumed run knows them again."""
+        self.input_scores_db = [si_sdr(one.mixture, one.target) for one in self.validation_mixtures]
+        """The SI-SDR of this process's mixtures themselves; NaN without a target."""
+        self.validation_input_db = self._validation_mean(self.input_scores_db)
+        """The mean of these over the team, by which a resumed run knows the mixtures again."""
         torch.manual_seed(settings.run.seed)
         self.system = build_system(settings, self.start, rate, len(corpus.speakers)).to(self.device)
         if self.start and not state and not _has_classifier_of(self.start, corpus):
@@ -160,21 +163,18 @@ class Trainer:
             self.sampler, run.seed, self.step, rows, run.workers, for_cuda=on_gpu
         )
         ending = self.finished
-        if ending and self.team.highest([float(self.team.leads and not self._is_saved())])[0]:
+        if ending and self.team.any(self.team.leads and not self._is_saved()):
             self._validate_and_save()  # stopped before, and resumed with a nearer end
         while not ending:
             pending.append(self._step(batches))
             self._update_average()
             self.step += 1
             ending = self._sync_clock_and_ask_to_end(clock.seconds)
-            due = self.step % run.validate_every_steps == 0
-            if run.validate_every_minutes:
-                due = self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
-            due = due or self.finished
-            if due or self.step % run.log_every_steps == 0:
+            is_due = self._is_validation_due()
+            if is_due or self.step % run.log_every_steps == 0:
                 progress = self._progress(pending, clock, since_s)
                 with clock.paused():
-                    if due:
+                    if is_due:
                         progress = replace(progress, validation_db=self._validate_and_save())
                     if self.log:
                         self.log.add(progress)
@@ -184,9 +184,18 @@ class Trainer:
                 ending = self._sync_clock_and_ask_to_end(self.elapsed_s)
             if self.elapsed_s - self.saved_s >= 60 * run.save_every_minutes:
                 self._save_state()
-        self._save_state()
+        if self.saved_s < self.elapsed_s:
+            self._save_state()
         self.network = self.system  # the wrapper has to be gone before the team is left
         self.team.leave()
+
+    def _is_validation_due(self) -> bool:
+        run = self.settings.run
+        if self.finished:
+            return True
+        if run.validate_every_minutes:
+            return self.elapsed_s - self.validated_s >= 60 * run.validate_every_minutes
+        return self.step % run.validate_every_steps == 0
 
     def _step(self, batches: Iterator[Batch]) -> Losses:
         """Descend by one batch: forward in the run's precision, the loss in float32."""
@@ -204,7 +213,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.system.parameters(), settings.clip_norm)
             self.optimiser.step(rate_factor(settings, self.step, self._done_share()))
         except RuntimeError as error:
-            self.team.check(error)
+            self.team.raise_if_lost(error)
             if not is_lack_of_memory(error):
                 raise
             raise EngineError(
@@ -236,8 +245,8 @@ class Trainer:
         """
         settings = self.settings
         names = [field.name for field in fields(Losses)]
-        rows = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
-        means = dict(zip(names, self.team.mean(torch.stack(rows).tolist()), strict=True))
+        here = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
+        means = dict(zip(names, self.team.mean(torch.stack(here).tolist()), strict=True))
         if not math.isfinite(means["loss"]) or not self._is_finite():
             is_saved = (self.out / "state.pt").is_file()
             advice = "continue from the last save with --resume" if is_saved else "begin again"
@@ -285,18 +294,20 @@ class Trainer:
         if not self.settings.data.validation:
             return None
         gains: list[float] = []
-        for item in self.validation_mixtures:
+        for item, before_db in zip(self.validation_mixtures, self.input_scores_db, strict=True):
             mixture, reference = (
                 torch.from_numpy(signal).to(self.device)[None]
                 for signal in (item.mixture, item.reference)
             )
             estimate = self.averaged.extract(mixture, self.averaged.embed(reference))[0]
-            after = si_sdr(estimate.cpu().numpy(), item.target)
-            gains.append(after - si_sdr(item.mixture, item.target))
+            gains.append(si_sdr(estimate.cpu().numpy(), item.target) - before_db)
         return self._validation_mean(gains)
 
     def _validation_mean(self, values: Iterable[float]) -> float | None:
-        """The mean over the team of what this process has measured; None without any value."""
+        """The mean over the team of what this process has measured; None without any value.
+
+        NaN, the score of a mixture without the target, does not count.
+        """
         numbers = [value for value in values if not math.isnan(value)]
         total, count = self.team.mean([sum(numbers), len(numbers)])
         return total / count if count else None
@@ -306,11 +317,11 @@ class Trainer:
         if not self.team.leads:
             return
         settings = self.settings
-        finite = score if score is not None and math.isfinite(score) else None
+        has_score = score is not None and math.isfinite(score)
         provenance = {
             "steps": self.step,
             "minutes": round(self.elapsed_s / 60, 1),
-            "validation_si_sdr_i_db": finite,
+            "validation_si_sdr_i_db": score if has_score else None,
             "speech_h": round(self.sampler.corpus.seconds / 3600, 2),
             "speakers_sha256": self.sampler.corpus.speakers_sha256,
             "mixtures": settings.mixtures.to_dict(),
@@ -364,8 +375,8 @@ class Trainer:
     def _is_finite(self) -> bool:
         return all(bool(p.isfinite().all()) for p in self.system.parameters())
 
-    def _take_folder(self, *, resume: bool) -> dict[str, Any] | None:
-        """Keep other processes out of the run's folder, and read the state to resume from."""
+    def _take_folder(self, *, resume: bool) -> None:
+        """Keep other processes out of the run's folder; a new run must find no other there."""
         if not resume:
             files.make_folders(self.out)
         if self.team.leads and self.out.is_dir():
@@ -381,7 +392,7 @@ class Trainer:
             except (NotImplementedError, OSError):  # for example on a disk without locks
                 pass
         if resume:
-            return self._read_state()
+            return
         if (self.out / "state.pt").is_file():
             raise ConfigError(
                 f"{self.out}: has a run. Continue it with --resume, or choose another [run] out."
@@ -392,7 +403,6 @@ class Trainer:
                     f"{model}: is a trained model, which a new run would replace. Move it, or set "
                     "[run] out to another folder."
                 )
-        return None
 
     def _read_state(self) -> dict[str, Any]:
         path = self.out / "state.pt"
@@ -414,7 +424,7 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.elapsed_s = state["step"], state["elapsed_s"]
             self.best_db = state["best_db"]
-            same_speakers = state["speakers_sha256"] == self.sampler.corpus.speakers_sha256
+            self._compare_data(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.out / 'state.pt'}: belongs to another network, corpus or optimiser. "
@@ -422,6 +432,9 @@ class Trainer:
             ) from error
         if self.settings.optimiser.decay_minutes:
             self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
+
+    def _compare_data(self, state: dict[str, Any]) -> None:
+        """Warn if a resumed run had other speakers, or other validation mixtures."""
         before, now = state.get("validation_input_db"), self.validation_input_db
         if before is not None and now is not None and not math.isclose(before, now, abs_tol=1e-6):
             self.best_db = -math.inf
@@ -430,6 +443,7 @@ class Trainer:
                     f"{self.out}: the validation mixtures have changed, so that earlier scores are "
                     "not compared with new ones. The next model that is validated replaces best/."
                 )
+        same_speakers = state["speakers_sha256"] == self.sampler.corpus.speakers_sha256
         if self.team.leads and not same_speakers:
             _logger.warning(
                 f"{self.out}: was trained with other speakers, or in another order, so it learns "
@@ -573,8 +587,8 @@ class Team:
             distributed.destroy_process_group()
             gc.collect()
 
-    def check(self, error: RuntimeError) -> None:
-        """Raise an EngineError if an error is that another process can no longer be reached."""
+    def raise_if_lost(self, error: RuntimeError) -> None:
+        """Raise an EngineError if an error says that another process can no longer be reached."""
         if self.size > 1 and re.search("gloo|nccl", str(error), re.IGNORECASE):
             raise EngineError(
                 "another process of this run has ended, or cannot be reached. Find out why, then "
@@ -590,6 +604,10 @@ class Team:
         """Each value's maximum over the team, so that all decide alike."""
         return self._reduce(values, "MAX")
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process of the team."""
+        return bool(self.highest([float(flag)])[0])
+
     def mean(self, values: Sequence[float]) -> list[float]:
         """Each value's mean over the team."""
         return [total / self.size for total in self._reduce(values, "SUM")]
@@ -600,6 +618,6 @@ class Team:
             try:
                 distributed.all_reduce(tensor, getattr(distributed.ReduceOp, operation))
             except RuntimeError as error:
-                self.check(error)
+                self.raise_if_lost(error)
                 raise
         return tensor.tolist()

@@ -19,13 +19,11 @@ from mcspex_cli import audio, files
 from mcspex_cli.errors import McspexError, PairingError
 from mcspex_cli.evaluation import scoring
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Sounds, si_sdr
+from mcspex_cli.evaluation.pairing import Pairing, missing_estimates, pair
 from mcspex_cli.evaluation.report import make_report, remarks, summarise
 from mcspex_cli.evaluation.scoring import (
-    Pairing,
     Score,
     ScoreSettings,
-    missing_estimates,
-    pair,
     score_file,
     score_files,
     sensible_workers,

@@ -13,14 +13,9 @@ import pytest
 from mcspex_cli import Extractor, audio
 from mcspex_cli.errors import CheckpointError, ConfigError, McspexError, PairingError
 from mcspex_cli.evaluation.metrics import open_transcriber, open_verifier, word_error_rate
+from mcspex_cli.evaluation.pairing import Pairing, pair, read_transcript
 from mcspex_cli.evaluation.report import read_presences
-from mcspex_cli.evaluation.scoring import (
-    Pairing,
-    ScoreSettings,
-    pair,
-    read_transcript,
-    score_file,
-)
+from mcspex_cli.evaluation.scoring import ScoreSettings, score_file
 from tests.conftest import EXAMPLES
 
 VTT = """WEBVTT
