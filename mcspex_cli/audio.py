@@ -102,17 +102,24 @@ FORMATS = {
     form.suffix: form
     for form in (
         Format(".wav", "WAV", ("PCM_16", "PCM_24", "FLOAT")),
-        Format(".flac", "FLAC", ("PCM_16", "PCM_24"), 655_350, 8, 65_535),
-        Format(".ogg", "OGG", ("VORBIS",), 192_000, 255),
+        Format(
+            ".flac",
+            "FLAC",
+            ("PCM_16", "PCM_24"),
+            highest_hz=655_350,
+            most_channels=8,
+            exact_hz=65_535,
+        ),
+        Format(".ogg", "OGG", ("VORBIS",), highest_hz=192_000, most_channels=255),
     )
 }
-"""The output formats by suffix; a row is all that a new one needs. Before you add one, see that
+"""The output formats by suffix. A new one is a row here and, where they lack it, in these tables:
 
-- `files.SUFFIXES` has its suffix: otherwise its files are not noticed in folders
-- `containers.SAMPLE_BYTES` has its subtypes if they are plain samples: that is how it counts as
-  lossless, and how its files are found to be cut short
-- `containers._CODED` has its subtypes if they are coded, and FFmpeg does not read them well
-- `_OVER_FULL_SCALE` has those of its subtypes that do not clip.
+- `files.SUFFIXES`: its suffix, by which its files are found in folders
+- `containers.SAMPLE_BYTES`: its subtypes if they are plain samples, by which it counts as lossless
+  and its files are found to be cut short
+- `containers._CODED`: its subtypes if they are coded, and FFmpeg does not read them well
+- `_OVER_FULL_SCALE`: those of its subtypes that do not clip.
 """
 
 _OVER_FULL_SCALE = ("FLOAT", "DOUBLE")
@@ -265,7 +272,7 @@ class Reader:
             kept = info.channels if self.channel == "all" else 1
             resampler = Resampler(info.sample_rate_hz, self.sample_rate_hz, kept)
             yield from resampler.run(self._blocks(decoder))
-        self.original = self.original[:, :0].copy()
+        self.original = self.original[:, :0].copy()  # the last block's memory is given back
 
     @contextmanager
     def _open(self, damaged: Damaged) -> Iterator[PlainFile | FFmpegFile]:
@@ -373,7 +380,7 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def is_channel_number(channel: str) -> bool:
-    """Whether it is "0", "1", ..."""
+    """Whether it is "0", "1", ...; no file has 10,000 channels."""
     return channel.isascii() and channel.isdecimal() and len(channel) < 5
 
 
@@ -448,8 +455,8 @@ def write(
             f"samples are in -1..1, but these reach {peak:.4g} and would be clipped; turn them "
             'down, or write a WAV with subtype="FLOAT"'
         )
-    shape = (sample_rate_hz, len(frames), subtype, frames.shape[1])
-    with open_writer(Path(path), *shape) as writer:
+    channels, length = frames.shape
+    with open_writer(Path(path), sample_rate_hz, channels, subtype, length) as writer:
         writer.write(frames)
 
 
@@ -515,14 +522,16 @@ def open_writer(
     with files.whole(path) as partial, partial.open("w+b") as stream:
         target = str(partial) if os.name == "nt" else stream.fileno()
         with _failures(path, stream):
-            shape = (int(sample_rate_hz), channels, subtype, None, container)
-            file = soundfile.SoundFile(target, "w", *shape, closefd=False)
+            file = soundfile.SoundFile(
+                target, "w", int(sample_rate_hz), channels, subtype, None, container, closefd=False
+            )
         writer = Writer(path, file, stream)
         try:
             yield writer
         finally:
             with _failures(path, stream):
                 file.close()
+        # Libsndfile does not report all that a full disk refuses.
         stream.seek(0)
         with _failures(path, stream):
             there = soundfile.SoundFile(target, closefd=False).frames

@@ -319,8 +319,8 @@ class _Stream:
         calibration, before = self._engine.calibration, self._gate_gain
         if calibration is None or not self._mutes:
             return samples
-        present = max(self._presences, default=1.0) >= calibration.mute_threshold
-        self._gate_gain = float(present)
+        is_open = max(self._presences, default=1.0) >= calibration.mute_threshold
+        self._gate_gain = float(is_open)
         fade = min(len(samples), round(MUTE_FADE_S * self._rate_hz))
         gains = np.full(len(samples), self._gate_gain, np.float32)
         gains[:fade] = np.linspace(before, self._gate_gain, fade)
