@@ -254,7 +254,7 @@ def _csv_rows(text: str, delimiter: str) -> Iterator[CsvRow]:
             cells, number = [cell.strip() for cell in row], rows.line_num
             if any(cells):
                 width = width or len(cells)
-                problem = f"has {len(cells)} columns, not {width}."
+                problem = f"has {len(cells)} column{'s' * (len(cells) > 1)}, not {width}."
                 yield number, cells if len(cells) == width else problem
     except csv.Error as error:  # a quote without its end reaches to the end of the file
         yield number + 1, f"{error}. Check its quotes."

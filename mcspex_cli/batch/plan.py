@@ -241,6 +241,8 @@ class _Planner:
         self._locations = Locations(self.request.output)
         self._inside: dict[str, bool] = {}
         self._has_journal: dict[Path, bool] = {}
+        self._names: dict[Path, dict[str, Path]] = {}
+        """What is in folders, by `files.name_key`."""
 
     def find_tasks(self) -> list[Task]:
         """The manifest's, or one for each file named or found in the folders named.
@@ -377,14 +379,18 @@ class _Planner:
     def check_inputs(self, tasks: Sequence[Task]) -> None:
         """Note files that are not there, tasks that are there twice, and wrong spans.
 
-        A mixture that is its own reference or truth is noted once for all: it is one mistake.
+        A mixture that is its own reference or truth is noted once for all: it is one mistake. Of a
+        truth that is the reference, too, there is only a warning: some want to see that limit.
         """
         first_of: dict[tuple[str, ...], Task] = {}
         own: dict[str, list[Task]] = {}
+        known: list[Task] = []
         for task in tasks:
             for path in (task.mixture, *task.references, task.truth):
                 if path is not None and self._stamp(path) is None:
-                    self._note(task, f"{storage.label(path)} does not exist, or is not a file.")
+                    name, hint = storage.label(path), self._similar(path)
+                    what = "" if name == self._where(task) else f"{name} "
+                    self._note(task, f"{what}does not exist, or is not a file.{hint}")
             try:
                 for span in task.spans:
                     Span.parse(span)
@@ -401,14 +407,32 @@ class _Planner:
             stamp = self._stamp(task.mixture)
             if task.truth and stamp and stamp == self._stamp(task.truth):
                 own.setdefault("truth", []).append(task)
-        for role, (first, *others) in own.items():
+            if task.truth and any(self._are_same(task.truth, path) for path in task.references):
+                known.append(task)
+        if known:
+            _logger.warning(
+                f"{self._where(known[0])}: its truth is its reference, too, so its scores are "
+                f"better than with another recording of the voice.{_and_more(known)}"
+            )
+        for role, same in own.items():
             what = f"is its own {role}. Name a recording in which the wanted person speaks alone."
-            self._note(first, what + f" The same is true of {len(others)} more." * bool(others))
+            self._note(same[0], what + _and_more(same))
+
+    def _similar(self, path: str) -> str:
+        """A hint at the file that is probably meant by a path that does not exist."""
+        meant = Path(path.replace("\\", "/"))
+        names = self._names.setdefault(meant.parent, {})
+        with suppress(OSError):
+            names |= names or {files.name_key(p.name): p for p in meant.parent.iterdir()}
+        other = names.get(files.name_key(meant.name))
+        if other is None or other == Path(path):
+            return ""
+        return f" Is it {other}? Slashes, accents and capitals have to be the same."
 
     def _are_same(self, one: str, other: str) -> bool:
         first, second = self._stamp(one), self._stamp(other)
-        if not first or not second or first.size != second.size:
-            return False
+        if not first or not second or first.size != second.size or not first.size:
+            return False  # empty files are no copies of each other: each fails for itself
         if storage.is_url(one) or storage.is_url(other):
             return one == other
         return first.identity == second.identity or filecmp.cmp(one, other, shallow=False)
@@ -501,6 +525,10 @@ class _Planner:
     def _note_clash(self, task: Task, other: Task, problem: str) -> None:
         tasks = f"{self._where(task)} and {self._where(other)}"
         self.problems.append(f"{tasks} {problem}. Rename one, or give it another id.")
+
+
+def _and_more(tasks: Sequence[Task]) -> str:
+    return f" The same is true of {len(tasks) - 1} more." if len(tasks) > 1 else ""
 
 
 def _folders_above(paths: Iterable[str]) -> set[str]:

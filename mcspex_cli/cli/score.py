@@ -257,6 +257,7 @@ def _check_usage(request: ScoreRequest) -> None:
             "pattern": ("reference_folder",),
         }
     )
+    _check_roles(request.truth, request.mixtures, request.interferers)
     if request.as_json and request.form not in ("table", "json"):
         raise click.UsageError(f"--json and --format {request.form} are two formats: name one.")
 
@@ -278,6 +279,16 @@ def check_reference_usage(references: Sequence[Path], folder: Path | None) -> No
         raise click.UsageError(
             "--ref names one voice for all files, --refs one for each: give only one of them."
         )
+
+
+def _check_roles(truth: Path | None, mixtures: Path | None, interferers: Sequence[Path]) -> None:
+    """Refuse files that are given as two things, as scores would look right and be wrong."""
+    roles = [("--truth", truth), ("--mixtures", mixtures)]
+    roles += [("--interferers", each) for each in interferers]
+    first: dict[Path, str] = {}
+    for role, each in roles:
+        if each and (other := first.setdefault(each.resolve(), role)) != role:
+            raise click.UsageError(f"{other} and {role} both name {each}: give each its own files.")
 
 
 def _compared_paths(request: ScoreRequest) -> list[Path]:
@@ -493,6 +504,7 @@ def _page_settings(
     from mcspex_cli.evaluation.report import read_groups
 
     options.check_needs({"group_by": ("groups",)})
+    _check_roles(truth, mixtures, ())
     by_name = read_groups(groups, group_by) if groups else None
     scores = replace(SETTINGS, resample=resample, channel=channel)
     return PageSettings(

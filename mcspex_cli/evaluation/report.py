@@ -82,7 +82,7 @@ class Summary:
     confused: int | None
     """Of those in the means, rows with target confusion; None where no row can say."""
     missing_estimates: int
-    """Truths that have no estimate, and so no row."""
+    """Truths that have no estimate, and so no row (`Report.missing`)."""
     metrics: dict[str, Distribution]
     """By column, those with a value."""
 
@@ -273,6 +273,8 @@ class Report:
     change: Change | None
     """Since a baseline, if there is one."""
     rows: Rows
+    missing: Sequence[str] = ()
+    """Names of the truths without an estimate."""
 
 
 def make_report(
@@ -301,7 +303,7 @@ def make_report(
             members = [row for row in rows if row["group"] == group]
             parts[group] = summarise(members, absent.count(group))
     change = _change(rows, baseline) if baseline else None
-    return Report(summarise(rows, len(missing)), parts, worst(rows), change, rows)
+    return Report(summarise(rows, len(missing)), parts, worst(rows), change, rows, missing)
 
 
 def _change(rows: Rows, baseline: Baseline) -> Change:
@@ -528,14 +530,21 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
     counted = status_in_means(report.rows)
     others = {status: n for status, n in summary.statuses.items() if status != counted}
     left_out, missing = sum(others.values()), summary.missing_estimates
-    reasons = ", ".join(f"{number} {status}" for status, number in others.items())
+    reasons = ", ".join(
+        f"{number} {'without a truth' if status == Status.DONE else status}"
+        for status, number in others.items()
+    )
+    which = name_some(report.missing)
     cut, damaged = (sum(bool(row.get(key)) for row in ok) for key in ("cut", "damaged"))
     shifted = sum(SHIFTED in (row.get("note") or "") for row in ok)
     loose = sum(row.get("group") == NO_GROUP for row in report.rows)
     where = "The column note of the JSON or CSV report says which."
     lines = (
         (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
-        (missing, f"truths without an estimate: {missing}. The means do not include them."),
+        (
+            missing,
+            f"truths without an estimate: {missing} ({which}). The means do not include them.",
+        ),
         (cut, f"files cut to equal lengths: {cut}. Their lengths differed a little."),
         (damaged, f"files that are damaged but could be read: {damaged}. {where}"),
         (

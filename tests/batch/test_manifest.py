@@ -126,9 +126,9 @@ def test_several_references_are_one_voice(tmp_path: Path, name: str, text: str) 
             "mixture,id\na.wav,1\n,2\n",
             "line 3: names no mixture. Name one, or drop the line.",
         ),
-        ("m.csv", "mixture,id\na.wav\n", "line 2: has 1 columns, not 2."),
+        ("m.csv", "mixture,id\na.wav\n", "line 2: has 1 column, not 2."),
         ("m.csv", "mixture,id\n\na.wav,1,2\n", "line 3: has 3 columns, not 2."),
-        ("m.tsv", "mixture\tid\na.wav,1\n", "line 2: has 1 columns, not 2."),
+        ("m.tsv", "mixture\tid\na.wav,1\n", "line 2: has 1 column, not 2."),
         (
             "m.csv",
             "mixture,id\na.wav,/\n",
@@ -222,7 +222,7 @@ def test_a_bad_line_does_not_hide_the_good_ones_and_the_other_bad_ones(tmp_path:
     tasks, problems = read(tmp_path, "m.csv", text)
     assert [task.id for task in tasks] == ["1", "4"]
     assert problems == [
-        "line 3: has 1 columns, not 2.",
+        "line 3: has 1 column, not 2.",
         "line 4: names no mixture. Name one, or drop the line.",
     ]
 

@@ -183,7 +183,7 @@ def test_all_that_is_wrong_with_a_manifest_is_said_at_once(folder: Path) -> None
         "4: none.wav does not exist, or is not a file.",
         "5: none.wav does not exist, or is not a file.",
         "6: names no mixture. Name one, or drop the line.",
-        "7: has 1 columns, not 4.",
+        "7: has 1 column, not 4.",
         "8: has the mixture and references of m.csv line 2. Remove one.",
         "9 and m.csv line 2 would both be written to out/audio/A.wav. Rename one, or give it "
         "another id.",
@@ -339,7 +339,17 @@ def test_missing_truth_is_named(folder: Path) -> None:
 
 def test_a_link_to_nothing_is_named(folder: Path) -> None:
     Path("mix/gone.wav").symlink_to("nowhere.wav")
-    assert problems("mix") == ("mix/gone.wav: mix/gone.wav does not exist, or is not a file.",)
+    assert problems("mix") == ("mix/gone.wav: does not exist, or is not a file.",)
+
+
+def test_a_file_that_is_probably_meant_is_named(folder: Path) -> None:
+    shutil.copy("mix/a.wav", "mix/Zoe\u0301.wav")
+    for name, meant in (("mix\\a.wav", "mix/a.wav"), ("mix/Zo\u00e9.wav", "mix/Zoe\u0301.wav"),
+                        ("mix/A.wav", "mix/a.wav")):  # fmt: skip
+        with pytest.raises(PlanError) as caught:
+            listed(f"mixture,reference\n{name},r.wav\n")
+        (said,) = caught.value.problems
+        assert f" Is it {meant}? Slashes, accents and capitals have to be the same." in said
 
 
 def test_a_link_in_a_circle_is_named_and_left_out(
@@ -423,6 +433,24 @@ def test_a_mixture_that_is_its_own_truth_is_refused(folder: Path) -> None:
     assert said.endswith(" The same is true of 2 more.")
     shutil.copytree("mix", "copy")  # the truth of somebody who speaks alone
     assert len(plan("mix", truth=Path("copy"))) == 3
+
+
+def test_a_truth_that_is_the_reference_has_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(plan("mix", refs="refs", truth=Path("truth"))) == 3
+    assert not caplog.messages
+    shutil.copytree("truth", "copy")
+    assert len(plan("mix", refs="copy", truth=Path("truth"))) == 3
+    (said,) = caplog.messages
+    assert said.startswith("mix/a.wav: its truth is its reference, too, so its scores are better")
+    assert said.endswith(" The same is true of 2 more.")
+
+
+def test_empty_files_are_not_called_copies(folder: Path) -> None:
+    for name in ("mix/a.wav", "refs/a.wav"):
+        Path(name).write_bytes(b"")  # each fails for itself, when it is read
+    assert len(plan("mix", refs="refs")) == 3
 
 
 def test_a_mixture_and_a_truth_that_are_both_missing_are_not_one_file(folder: Path) -> None:

@@ -184,7 +184,7 @@ def test_missing_estimates_trimmed_files_and_flips_are_told(
     assert json.loads(done.stdout)["summary"]["missing_estimates"] == 1
     assert done.stderr.splitlines()[:4] == [
         "warning: not in the means: 1 of 2 files (1 sign flipped).",
-        "warning: truths without an estimate: 1. The means do not include them.",
+        "warning: truths without an estimate: 1 (c). The means do not include them.",
         "warning: files cut to equal lengths: 1. Their lengths differed a little.",
         "A flipped sign cannot be heard. --flipped-ok counts such files in the means.",
     ]
@@ -240,8 +240,11 @@ def test_another_report_beside_the_estimates_stops_no_scores(
     assert done.stderr.startswith(warning.format(tmp_path / "report.json"))
 
 
-def test_a_metric_that_no_file_has_a_value_of_is_said(words: list[Path | str]) -> None:
-    done = run(*words[:3], "--mixtures", words[2], *FAST)
+def test_a_metric_that_no_file_has_a_value_of_is_said(
+    words: list[Path | str], tmp_path: Path
+) -> None:
+    shutil.copytree(words[2], tmp_path / "copy")
+    done = run(*words[:3], "--mixtures", tmp_path / "copy", *FAST)
     assert done.exit_code == 0
     assert done.stderr.startswith("warning: no file has a value of SI-SDRi. docs/batch-and-score")
 
@@ -443,6 +446,12 @@ def test_truth_and_references_give_both_kinds_of_scores(extracted: Path, tmp_pat
             2,
             "--model means nothing without --ref or --",
         ),
+        (
+            ["--truth", "t", "--interferers", "./t"],
+            2,
+            "--truth and --interferers both name t: give",
+        ),
+        (["--truth", "t", "--mixtures", "t"], 2, "--truth and --mixtures both name t: give each"),
         (["--ref", "r.wav", "--whisper", "x"], 2, "--whisper means nothing without --transcripts."),
         (["--ref", "r.wav", "--json", "--format", "csv"], 2, "--json and --format csv are two"),
         (["--ref", "r.wav", "--channel", "left"], 2, "--channel left: is none of mix, 0, 1, ..."),

@@ -97,7 +97,9 @@ def test_rows_without_truth_are_in_the_means_only_where_no_row_has_one() -> None
     assert (means.files, means.scored, means.metrics["presence"].mean) == (2, 1, 0.5)
     both = make_report([*unscored, row("c", 1.0, presence=0.9)])
     assert (both.summary.scored, both.summary.metrics["presence"].mean) == (1, 0.9)
-    assert reports.remarks(both) == ["not in the means: 2 of 3 files (1 done, 1 failed)."]
+    assert reports.remarks(both) == [
+        "not in the means: 2 of 3 files (1 without a truth, 1 failed)."
+    ]
 
 
 def test_nothing_is_known_of_nothing() -> None:
@@ -298,7 +300,7 @@ def test_remarks_say_what_a_reader_of_the_means_has_to_know() -> None:
     lines = reports.remarks(make_report(made, ["gone", "lost"], Groups({"case0": "x"})))
     assert lines == [
         "not in the means: 1 of 4 files (1 silent truth).",
-        "truths without an estimate: 2. The means do not include them.",
+        "truths without an estimate: 2 (gone, lost). The means do not include them.",
         "files cut to equal lengths: 1. Their lengths differed a little.",
         "files that are damaged but could be read: 1. The column note of the JSON or CSV report "
         "says which.",

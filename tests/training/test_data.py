@@ -199,7 +199,7 @@ def test_sexes_are_found_by_a_folders_name(tmp_path: Path) -> None:
         (b"id,length\nx,1\n", "csv: column 'mixture_ID' is missing in its first line"),
         (b"", "csv: column 'mixture_ID' is missing in its first line"),
         (b"mixture_ID\n\xff\xfe\n", "csv: is not text in UTF-8"),
-        (b"length,mixture_ID\n1\n", "csv line 2: has 1 columns, not 2"),
+        (b"length,mixture_ID\n1\n", "csv line 2: has 1 column, not 2"),
     ],
 )
 def test_unusable_metadata_is_named(librimix: Path, text: bytes, message: str) -> None:
