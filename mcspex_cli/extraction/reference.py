@@ -175,7 +175,7 @@ class Clip:
 
         Over 10 s long, its pauses over 0.5 s are cut out and the rest, up to 60 s, is joined;
         else silence over 1 s is cut off its ends. 0.1 s is kept around what stays. A clip
-        without speech, or with nothing to cut, stays as it is, however long.
+        without speech stays as it is, however long.
         """
         spans = self.stretches
         if not spans:
@@ -245,7 +245,7 @@ class Clip:
         )
 
     def _snr_db(self) -> float | None:
-        """The level of speech over that of noise; None with less than 0.2 s of pauses."""
+        """The level of speech over that of noise; None without speech, or 0.2 s of pauses."""
         # Words fade: what is next to them is not a pause yet.
         near = np.convolve(self.is_speech, np.ones(11), "same")[: len(self.is_speech)] > 0.5
         speech_db, pauses_db = self.levels_db[self.is_speech], self.levels_db[~near]
@@ -277,26 +277,32 @@ def read_clip(
     Raises:
         AudioError: it cannot be read, is silent or shorter than 0.3 s.
     """
-    longest = round(LONGEST_READ_S / audio.BLOCK_S)
-    kept: Pieces = []
-    beginning: Pieces = []
-    """The first 10 min, in case there is no speech in all of the file."""
     reader = audio.Reader(path)
-    name, warnings = str(path), []
-    for number, block in enumerate(reader):
-        advance(block.shape[1] / reader.sample_rate_hz)
-        if len(kept) == longest:
+    kept: Pieces = []
+    beginning: Pieces = []  # the first 10 min, in case there is no speech in all of the file
+    part = ""  # what is read, if that is not all
+    for block in reader:
+        rate_hz = reader.sample_rate_hz
+        advance(block.shape[1] / rate_hz)
+        if _seconds(kept, rate_hz) >= LONGEST_READ_S:
             beginning = beginning or kept
-            kept = _from_speech(kept, reader.sample_rate_hz)
-            if len(kept) == longest:
-                start_s = (number - longest) * audio.BLOCK_S
-                warnings = [_UNREAD.format(name, f"the 10 min from {start_s} s on")]
+            kept = _from_speech(kept, rate_hz)
+            if (kept_s := _seconds(kept, rate_hz)) >= LONGEST_READ_S:
+                start_s = (reader.frames - block.shape[1]) / rate_hz - kept_s
+                part = f"the 10 min from {start_s:.1f} s on"
                 break
         kept.append((block, float(_clipped(reader.original).mean())))
-    if beginning and not warnings:
-        kept = _from_speech(kept, reader.sample_rate_hz) or beginning
-    warnings = [*reader.warnings, *warnings]
-    return _clip_of(name, kept, reader.sample_rate_hz, sample_rate_hz, warnings)
+    if beginning and not part:
+        kept = _from_speech(kept, reader.sample_rate_hz)
+        if not kept:
+            kept, part = beginning, "its first 10 min"
+    if part:
+        reader.warnings.append(_UNREAD.format(path, part))
+    return _clip_of(str(path), kept, reader.sample_rate_hz, sample_rate_hz, reader.warnings)
+
+
+def _seconds(pieces: Pieces, rate_hz: int) -> float:
+    return sum(block.shape[1] for block, _ in pieces) / rate_hz
 
 
 def read_spans(
@@ -511,8 +517,8 @@ def embed_clip(clip: Clip, engine: Engine, others: Samples | None = None) -> Voi
 def join_voices(voices: Sequence[Voice], calibration: Calibration | None = None) -> Voice:
     """Join voices of one person, each weighted by its seconds of speech.
 
-    There is a warning of a clip that is in a profile and there again and, with a calibration, of
-    voices that do not sound like the others.
+    Besides their own warnings there are those of too little speech, of a clip that is in a profile
+    and there again and, with a calibration, of voices that do not sound like the others.
     """
     if not voices:
         raise AudioError("no reference was given. Name a clip of the voice alone.")

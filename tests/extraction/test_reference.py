@@ -502,6 +502,21 @@ def test_how_much_of_a_long_reference_is_used_is_told(tmp_path: Path) -> None:
     assert warnings[0] == (f"{path} 5.0-end: only its first 10 min {used}",)
     assert warnings[1] == ()
     assert len(warnings[2]) == 1
+    noise = np.random.default_rng(0).standard_normal(RATE_HZ).astype(np.float32)
+    audio.write(path, np.tile(0.1 * noise, 620), RATE_HZ)
+    assert read_clip(path, RATE_HZ).warnings == (f"{path}: only its first 10 min {used}",)
+
+
+def test_ten_minutes_are_read_of_many_channels_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their blocks are shorter."""
+    monkeypatch.setattr(reference_module, "LONGEST_READ_S", 20.0)
+    path = tmp_path / "wide.wav"
+    audio.write(path, np.tile(talk(1, 0, 30, 8000), (256, 1)), 8000)
+    clip = read_clip(path, RATE_HZ)
+    assert 20 <= clip.seconds < 30
+    assert "from 0.0 s on" in clip.warnings[0]
 
 
 @pytest.mark.parametrize(("noise", "offset"), [(0.0, 0.0), (0.001, 0.0), (0.0, 0.3)])
