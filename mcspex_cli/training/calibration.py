@@ -129,8 +129,8 @@ def read_cases(
     voices: dict[str, list[Samples]] = {}
     if recipes:
         for recipe in recipes:
-            others = frozenset(path.parent.name for path in recipe.interferers)
-            yield Case(render(recipe, sample_rate_hz), recipe.target.parent.name, others)
+            target, *others = (path.parent.name for path in (recipe.target, *recipe.interferers))
+            yield Case(render(recipe, sample_rate_hz), target, frozenset(others))
         files = {p for r in recipes for p in (r.target, r.reference, *r.interferers)}
         for path in sorted(files):
             voices.setdefault(path.parent.name, []).append(audio.read(path, sample_rate_hz))
@@ -138,9 +138,9 @@ def read_cases(
     if folders:
         corpus = Corpus.read(folders, sample_rate_hz)
         for rendering in draw_renderings(corpus, _DRAWN, count, seed):
-            others = frozenset(rendering.labels["interferer"].split(" + "))
+            target, *others = rendering.talkers
             echo = bool(rendering.labels["t60_s"])
-            yield Case(rendering, rendering.labels["target"], others, echo=echo)
+            yield Case(rendering, target, frozenset(others), echo=echo)
         voices = {}
         for speaker in corpus.speakers:
             loop = corpus.samples[speaker.start : speaker.start + speaker.bounds[-1]].numpy()

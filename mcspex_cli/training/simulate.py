@@ -156,12 +156,14 @@ class Rendering:
     noise: Samples | None = None
     labels: dict[str, str] = field(default_factory=dict)
     """What is known about it, for a table."""
+    talkers: tuple[str, ...] = ()
+    """The speakers of one that was drawn, the target first."""
 
 
 def render(recipe: Recipe, sample_rate_hz: int) -> Rendering:
     """Render a recipe: cut to the shortest talker, set the SNR, keep the peak under 0.9.
 
-    No signal exceeds full scale, as a file of floats, or one that is resampled, may.
+    No signal of it exceeds full scale. Those of its files may, if they are floats or resampled.
 
     Raises:
         AudioError: a file cannot be read, or the reference is too short.
@@ -248,8 +250,8 @@ def draw_renderings(
 
     sampler = MixtureSampler(corpus, settings)
     for step in range(count):
-        plans = sampler.plan(seed, step, range(1))
-        batch = sampler.compose(plans)
+        (plan,) = sampler.plan(seed, step, range(1))
+        batch = sampler.compose([plan])
         clean = batch.mixture - batch.noise
         parts = torch.cat((batch.mixture, batch.target, batch.interferer, batch.noise, clean))
         mixture, target, interferer, noise, _ = at_peak(parts).numpy()
@@ -260,7 +262,8 @@ def draw_renderings(
             interferer,
             at_peak(batch.reference).numpy()[0],
             noise if settings.noise else None,
-            _labels(plans[0], sampler),
+            _labels(plan, sampler),
+            tuple(stretch.speaker.name for stretch in (plan.target, *plan.interferers)),
         )
 
 
@@ -340,10 +343,10 @@ def write_renderings(
             "w", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file,
     ):
-        table, written = csv.writer(file), {Path(TABLE)}
+        table, written = csv.writer(file), set[Path]()
         for rendering in renderings:
             name, mixture, noise = rendering.id, rendering.mixture, rendering.noise
-            if len(written) == 1:
+            if not written:
                 table.writerow(["id", *rendering.labels])
             table.writerow(map(csv_cell, [name, *rendering.labels.values()]))
             signals = {
@@ -359,7 +362,8 @@ def write_renderings(
                 audio.write(unfinished / part / f"{name}.wav", signal, sample_rate_hz)
                 written.add(Path(part, f"{name}.wav"))
             yield name
-        if lost := sorted(path for path in written if not (unfinished / path).is_file()):
+        paths = sorted({Path(TABLE), *written})
+        if lost := [path for path in paths if not (unfinished / path).is_file()]:
             raise OutputError(
                 f"{folder}: {lost[0]} was deleted before all was done. Run the command again."
             )

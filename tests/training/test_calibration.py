@@ -268,20 +268,17 @@ def test_given_mixtures_are_of_the_speakers_whose_folders_they_are_in(speakers: 
     assert len(found[0].rendering.mixture) == RATE_HZ
 
 
-def test_drawn_mixtures_name_their_speakers(
-    speakers: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labels = {"target": "ann", "interferer": "bob + cyn", "t60_s": "0.30"}
-    one = next(cases(1)).rendering
-    drawn = [replace(one, labels=labels)]
-    monkeypatch.setattr(calibration_module, "draw_renderings", lambda *_: drawn)
-    case, *turns = read_cases([speakers], 4, RATE_HZ, 0)
-    assert (case.speaker, case.others, case.echo) == ("ann", {"bob", "cyn"}, True)
-    assert case.rendering.mixture is one.mixture
-    assert len(turns) == 4
-    for turn in turns:
-        assert turn.turns
-        assert {Path(name).parent for name in (turn.speaker, *turn.others)} == {speakers}
+def test_drawn_cases_name_their_speakers(speakers: Path, tmp_path: Path) -> None:
+    """Also where a folder's name has what is between two talkers in the table of a set."""
+    folder = shutil.copytree(speakers, tmp_path / "read + spoken")
+    drawn = list(read_cases([folder], 4, RATE_HZ, 0))
+    assert [case.turns for case in drawn] == [False] * 4 + [True] * 4
+    for case in drawn:
+        assert case.speaker not in case.others
+        assert {Path(name).parent for name in (case.speaker, *case.others)} == {folder}
+    assert [case.echo for case in drawn[:4]] == [
+        bool(case.rendering.labels["t60_s"]) for case in drawn[:4]
+    ]
 
 
 @pytest.fixture
