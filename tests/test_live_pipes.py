@@ -402,6 +402,7 @@ def test_sound_that_is_damaged_is_told(run: Run) -> None:
         "warning: standard input was cut off: the last 0.25 of the 1.00 s that its WAV header "
         "announces are missing." in said
     )
+    assert run("-q", data=long[:-1])[1].count("\n") == 1  # and nothing about half a sample
     out, said, code = run("-q", data=2 * wav.getvalue())
     assert (len(out), code) == (44 + 16_000, 0)
     assert said == (

@@ -317,16 +317,18 @@ def _pump(descriptor: int, held: bytes, inflow: Inflow) -> None:
                 break
         if form.data_bytes is not None and left:
             announced_s, missing_s = (
-                size / form.frame_bytes / form.sample_rate_hz for size in (form.data_bytes, left)
+                size / form.frame_bytes / form.sample_rate_hz
+                for size in (form.data_bytes, left + len(held))
             )
             console.warn(
                 f"standard input was cut off: the last {missing_s:.2f} of the {announced_s:.2f} s "
                 "that its WAV header announces are missing."
             )
-        if held:
+        elif held:
+            advice = "" if form.wav else " Check --format and --channels."
             console.warn(
                 "standard input ended in the middle of a sample: "
-                f"{console.count(len(held), 'byte')} left out. Check --format and --channels."
+                f"{console.count(len(held), 'byte')} left out.{advice}"
             )
         nothing = AudioError("standard input holds no samples. Pipe sound into it.")
         inflow.end(None if inflow.arrived else nothing)
