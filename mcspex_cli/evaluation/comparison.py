@@ -16,7 +16,7 @@ from mcspex_cli import files
 from mcspex_cli.errors import PairingError
 from mcspex_cli.evaluation import report, scoring
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, MIXTURE_METRICS, Metric
-from mcspex_cli.evaluation.pairing import Pairing, files_by_case
+from mcspex_cli.evaluation.pairing import Pairing, files_by_case, is_batch
 from mcspex_cli.evaluation.scoring import Status
 
 OTHER_CASES = "Other cases"
@@ -107,6 +107,11 @@ def read_system(folder: Path, label: str = "") -> SystemOutputs:
     label = label.strip() or folder.resolve().name
     if rows := report.read_batch(folder):
         return batch_system(folder, label, rows)
+    if is_batch(folder):
+        raise PairingError(
+            f"{folder}: has no report, as its batch has not ended. Run it again, or name "
+            f"{folder / 'audio'} with --truth and --mixtures."
+        )
     estimates = files_by_case(folder)
     if not estimates:
         raise PairingError(f"{folder}: no sound files in this folder. Name another.")

@@ -245,7 +245,8 @@ class Calibrator:
         self.cases = list(cases)
         if len(self.cases) < MIN_CASES:
             raise ConfigError(
-                f"{len(self.cases)} recordings are too few. Give {MIN_CASES} or more."
+                f"{len(self.cases)} mixtures and recordings with turns are too few. {MIN_CASES} "
+                "are needed: raise -n, or add rows to the CSV."
             )
         self.seconds = 2 * sum(len(c.rendering.mixture) for c in self.cases) / engine.sample_rate_hz
         """Of sound in all trials."""

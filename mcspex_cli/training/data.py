@@ -82,10 +82,11 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
         if not paths:
             raise ConfigError(f"{folder}: has no sound files in it. Name a folder of speakers.")
         if sets := sorted(filter(is_librimix, {path.parent.parent for path in paths})):
+            verb = "holds" if sets[0].is_relative_to(folder) else "belongs to"
             advice = "a LibriMix set. Name it, or the folders of speakers beside it:"
             if len(sets) > 1:
                 advice = "several LibriMix sets. Name one of them, for example"
-            raise ConfigError(f"{folder}: holds {advice} {sets[0]}.")
+            raise ConfigError(f"{folder}: {verb} {advice} {sets[0]}.")
         doubles = [
             one for one, later in pairwise(paths) if one.with_suffix("") == later.with_suffix("")
         ]
@@ -125,6 +126,8 @@ def list_librimix(folder: Path) -> list[LibriMixture]:
     for table in (folder.parent / "metadata" / name, folder / name):
         if table.is_file() and not listed:
             listed = [row["mixture_ID"] for _, row in read_rows(table, ["mixture_ID"])]
+            if others := len(present.keys() - set(listed)):
+                _logger.warning(f"{table}: mixtures left out, as it does not list them: {others}.")
     mixtures = []
     for id_ in sorted(set(listed or present)):
         if id_ not in present:
@@ -140,6 +143,11 @@ def _talkers(folder: Path, mixture: Path) -> tuple[Utterance, ...]:
     roles = [role for role in _LIBRIMIX_TALKERS if (folder / role).is_dir()]
     utterances = mixture.stem.split("_")
     unknown = [name for name in utterances if not _LIBRISPEECH.fullmatch(name)]
+    if unknown and (folder / "references").is_dir():
+        raise ConfigError(
+            f"{folder}: was made by mcspex simulate, and its names do not say who speaks. Name the "
+            "folders of speakers from which it was made."
+        )
     if unknown:
         raise ConfigError(
             f"{mixture}: LibriMix names a mixture by its utterances, each by the numbers of "

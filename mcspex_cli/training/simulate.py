@@ -115,10 +115,10 @@ def librimix_recipes(folder: Path, enrolments: Path | None = None) -> list[Recip
             if same and not enrolments:
                 reference = same[int(rng.integers(len(same)))]
             if reference is None:
-                raise ConfigError(
-                    f"{enrolments or folder}: has no reference for {target.path}: another "
-                    "utterance of its speaker."
-                )
+                advice = "Its speaker has no other clip: name enrolments, or leave the mixture out."
+                advice = "Add a line for it." if enrolments else advice
+                source = enrolments or folder
+                raise ConfigError(f"{source}: has no reference for {target.path}. {advice}")
             others = tuple(clip.path for clip in mixture.talkers if clip is not target)
             name = f"{mixture.id}_s{role}"
             recipes.append(Recipe(name, target.path, others, reference, mixture=mixture.path))

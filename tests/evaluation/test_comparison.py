@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, PairingError
 from mcspex_cli.evaluation.comparison import (
     OTHER_CASES,
     Comparison,
@@ -69,6 +69,13 @@ def test_another_report_json_is_not_taken_for_a_batch(scene: Path) -> None:
     ):
         (scene / "good" / "report.json").write_text(text)
         assert len(read_system(scene / "good").outputs) == 2
+
+
+def test_a_batch_without_a_report_says_so(scene: Path) -> None:
+    for name in ("audio", "journal"):
+        (scene / "good" / name).mkdir()
+    with pytest.raises(PairingError, match=r"good: has no report, .*good/audio with"):
+        read_system(scene / "good")
 
 
 def test_a_damaged_batch_is_refused(scene: Path) -> None:

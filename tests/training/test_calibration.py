@@ -195,7 +195,7 @@ def test_a_network_that_follows_nobody_is_no_use() -> None:
 
 
 def test_too_little_is_refused() -> None:
-    with pytest.raises(ConfigError, match=rf"49 recordings are too few. Give {MIN_CASES} or more"):
+    with pytest.raises(ConfigError, match=rf"49 mixtures .* are too few. {MIN_CASES} are needed: "):
         Calibrator(engine(), cases(49))
     calibrator = Calibrator(engine(), cases(50, voices=5))
     trials = [
@@ -350,7 +350,8 @@ def test_the_command_draws_from_folders_and_mends_a_damaged_one(
 def test_a_calibration_that_cannot_be_made_changes_nothing(model: Path, speakers: Path) -> None:
     before = (model / "config.json").read_bytes()
     done = calibrate(model, speakers, "-n", 24)
-    message = "error: 48 recordings are too few. Give 50 or more.\n"
+    message = "error: 48 mixtures and recordings with turns are too few. 50 are needed: raise -n, "
+    message += "or add rows to the CSV.\n"
     assert (done.exit_code, done.stderr) == (1, message)
     done = calibrate(model, speakers / "none.csv")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)

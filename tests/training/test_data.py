@@ -95,9 +95,13 @@ def test_a_librimix_sets_clips_are_its_talkers(librimix: Path) -> None:
     ]
 
 
-def test_metadata_says_which_mixtures_there_are(librimix: Path) -> None:
+def test_metadata_says_which_mixtures_there_are(
+    librimix: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = librimix / "test"
     mixtures = list_librimix(folder)
+    warning = f"{librimix / METADATA}: mixtures left out, as it does not list them: 1."
+    assert caplog.messages == [warning]
     assert [m.id for m in mixtures] == list(LIBRIMIX["test"][:2])
     assert mixtures[0].path == folder / "mix_clean" / f"{mixtures[0].id}.wav"
     assert [c.path for c in mixtures[0].talkers] == [
@@ -127,6 +131,9 @@ def test_a_set_among_a_speakers_files_is_not_taken_for_speakers(corpus: Path) ->
     message = "holds a LibriMix set. Name it, or the folders of speakers beside it: .*ann/set"
     with pytest.raises(ConfigError, match=message):
         list_utterances([corpus])
+    message = "s1: belongs to a LibriMix set. Name it, or the folders .*ann/set"
+    with pytest.raises(ConfigError, match=message):
+        list_utterances([corpus / "ann" / "set" / "s1"])
 
 
 def test_missing_files_of_a_librimix_set_are_named(librimix: Path) -> None:
@@ -168,6 +175,14 @@ def test_names_that_do_not_tell_the_talkers_are_explained(
         path.rename(path.with_stem(name))
     with pytest.raises(ConfigError, match=rf"{name}.wav: .*{message}"):
         list_librimix(librimix / "dev")
+
+
+def test_a_simulated_folder_is_not_taken_for_speakers(librimix: Path) -> None:
+    (librimix / "dev" / "mix_clean" / "00000.wav").touch()
+    (librimix / "dev" / "references").mkdir()
+    message = r"dev: was made by mcspex simulate, .* Name the folders of speakers from which"
+    with pytest.raises(ConfigError, match=message):
+        list_utterances([librimix / "dev"])
 
 
 def test_a_set_of_three_talkers_has_three_targets(three_talkers: Path) -> None:
