@@ -133,10 +133,9 @@ def _batch_output(folder: Path, row: Mapping[str, Any]) -> Output:
         return Output(None, mixture, truth, note or status)
     if all(row.get(column) is None for column in BY_COLUMN):
         return Output(estimate, mixture, truth)
-    is_flipped = status == Status.FLIPPED
-    if is_flipped:  # which counts here, see SETTINGS
-        status, note = Status.OK, f"{Status.FLIPPED}. {note}".strip()
-    row = {"confused": None, **row, "status": status, "note": note, "flipped": is_flipped}
+    row = {"confused": None, **row, "note": note, "flipped": status == Status.FLIPPED}
+    if row["flipped"]:  # which counts here, see SETTINGS
+        row |= {"status": Status.OK, "note": f"{Status.FLIPPED}. {note}".strip()}
     return Output(estimate, mixture, truth, row=row)
 
 
@@ -319,9 +318,10 @@ def _gather(systems: Sequence[SystemOutputs], settings: PageSettings) -> list[Co
     )
     groups = settings.groups or report.Groups()
     ranks = {name: rank for rank, name in enumerate(groups.by_name)}
-    cases, none = [], Output(problem="No output for this case.")
+    absent = Output(problem="No output for this case.")
+    cases = []
     for name in {name for system in systems for name in system.outputs}:
-        outputs = [system.outputs.get(name, none) for system in systems]
+        outputs = [system.outputs.get(name, absent) for system in systems]
         group = groups.of(name)
         cases.append(
             ComparisonCase(

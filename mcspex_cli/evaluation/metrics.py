@@ -304,7 +304,8 @@ def open_transcriber(model: str) -> Transcribe:
     Raises:
         ConfigError: faster-whisper cannot be imported, or the model is not here or damaged.
     """
-    package, is_folder = import_package("faster_whisper", "transcripts"), Path(model).is_dir()
+    package = import_package("faster_whisper", "transcripts")
+    is_folder = Path(model).is_dir()
     try:
         # Without a tokenizer the package would fetch one from the network.
         if is_folder and not (Path(model) / "tokenizer.json").is_file():
@@ -594,8 +595,9 @@ class _Centred:
     """
 
     def __init__(self, signal: npt.NDArray[Any]) -> None:
-        self._signal, self._mean = signal, 0.0
+        self._signal = signal
         self._exponent = max(_exponent(block) for block in _blocks(signal))
+        self._mean = 0.0  # not yet taken off in the next two lines
         self.power = _dot(self, self)
         self._mean = sum(float(block.sum()) for block in self) / len(signal)
 

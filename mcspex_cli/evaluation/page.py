@@ -114,9 +114,9 @@ def write_page(
     page empty. `progress` is called with the share that is done.
 
     Raises:
-        AudioError, ConfigError: a folder of the settings is missing, the groups cannot be read.
+        AudioError, PairingError: a folder of the settings is not there, or two files in it have one
+            name.
         OutputError: the page's place cannot, or must not, be written.
-        PairingError: two files have one name.
     """
     _check_page(output, systems, settings)
     comparison = compare_systems(systems, settings, lambda share: progress(share / 2))
@@ -186,9 +186,10 @@ class Cell:
         """The duration and sample rate in words, empty without a sound."""
         if not self.sound:
             return ""
-        is_cut = self.whole_s - self.seconds > 0.01
-        length = f"first {self.seconds:g} s of {self.whole_s:.2f} s" if is_cut else ""
-        return f"{length or f'{self.seconds:.2f} s'} at {self.rate_hz / 1000:.4g} kHz"
+        length = f"{self.seconds:.2f} s"
+        if self.whole_s - self.seconds > 0.01:
+            length = f"first {self.seconds:g} s of {self.whole_s:.2f} s"
+        return f"{length} at {self.rate_hz / 1000:.4g} kHz"
 
 
 def _cells(
@@ -201,7 +202,7 @@ def _cells(
     """Mixture, each system's output, truth; the first sound sets the brightest colour.
 
     Of each sound there is the beginning, up to `longest_s`. `warnings` gets a line for each file
-    that cannot be read.
+    that cannot be read; the cells' own texts name files without their folders.
     """
     cells = [
         Cell("Mixture", case.mixture, "No mixture is known.", case.mixture_values),
@@ -234,10 +235,11 @@ def _cells(
             highest_hz = min(mixture_ceiling_hz, cell.rate_hz / 2)
             cell.why_black = _why_black(ceiling_hz, highest_hz)
         peak = max(1.0, float(np.abs(samples).max()))
-        cell.quieter_db, cell.seconds = 20 * math.log10(peak), len(samples) / cell.rate_hz
+        cell.quieter_db = 20 * math.log10(peak)
+        cell.seconds = len(samples) / cell.rate_hz
         cell.sound = store(audio.encode(samples / peak, cell.rate_hz), ".flac")
         cell.picture = store(draw_spectrogram(levels, loudest_db), ".png")
-    # Names for paths in all texts: a page is published, a folder's place is not.
+    # A page is published, a folder's place is not.
     for path in [cell.path for cell in cells if cell.path]:
         for cell in cells:
             cell.problem = cell.problem.replace(str(path), path.name)
@@ -322,7 +324,8 @@ def _context(comparison: Comparison) -> dict[str, Any]:
     of_mixture = METRICS["si_sdr"] if has_truth else ranking
     if of_mixture and not any(of_mixture.column in case.mixture_values for case in cases):
         of_mixture = None
-    plotted, shades_db = ("input_si_sdr_db", "si_sdr_i_db"), np.linspace(-RANGE_DB, 0, SHADES)
+    plotted = ("input_si_sdr_db", "si_sdr_i_db")
+    shades_db = np.linspace(-RANGE_DB, 0, SHADES)
     return {
         "version": __version__,
         "comparison": comparison,

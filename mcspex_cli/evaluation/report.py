@@ -35,10 +35,9 @@ Rows = Sequence[Mapping[str, Any]]
 - with groups: "group".
 """
 
-_RESAMPLES, SEED = 2000, 0
-
-_BLOCK = 2**20
-"""Values drawn at once: all resamples of many rows would not fit into memory."""
+_RESAMPLES = 2000
+_DRAWN_AT_ONCE = 2**20
+"""In values: all resamples of many rows would not fit into memory."""
 
 NO_GROUP = "(none)"
 """The group of a case that the groups' file does not name."""
@@ -139,10 +138,10 @@ def distribution(values: Sequence[float]) -> Distribution:
     array, count = np.asarray(values, np.float64), len(values)
     low = high = None
     if count > 1:
-        rng, at_once, means = np.random.default_rng(SEED), max(1, _BLOCK // count), []
-        for start in range(0, _RESAMPLES, at_once):
-            drawn = rng.integers(count, size=(min(at_once, _RESAMPLES - start), count))
-            means.append(array[drawn].mean(axis=1))
+        rng = np.random.default_rng(0)
+        at_once = max(1, _DRAWN_AT_ONCE // count)
+        sizes = [min(at_once, _RESAMPLES - done) for done in range(0, _RESAMPLES, at_once)]
+        means = [array[rng.integers(count, size=(size, count))].mean(axis=1) for size in sizes]
         low, high = map(float, np.percentile(np.concatenate(means), [2.5, 97.5]))
     return Distribution(count, float(array.mean()), low, high, float(np.median(array)))
 
@@ -199,6 +198,7 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
     Without a `column`, the groups are in `group`, or in the only other one.
 
     Raises:
+        AudioError: there is no such file.
         ConfigError: it cannot be read, a case is in two groups, or a column is not clear.
     """
     files.check_exists(path)
@@ -210,8 +210,8 @@ def read_groups(path: Path, column: str | None = None) -> Groups:
         raise ConfigError(f"{path}: has no column id or name. Its columns: {listed}.")
     if not others:
         raise ConfigError(f"{path}: has no column but {key}. Add one with the groups.")
-    if column is None:
-        column = "group" if "group" in others else others[0] if len(others) == 1 else None
+    if column is None and ("group" in others or len(others) == 1):
+        column = "group" if "group" in others else others[0]
     if column not in others:
         problem = (
             f"has no column {column}" if column else "does not say which column has the groups"
@@ -526,15 +526,14 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
 
     `metrics` are the names of those that were to be computed.
     """
-    summary, change, ok = report.summary, report.change, in_means(report.rows)
-    counted = status_in_means(report.rows)
+    summary, change, missing = report.summary, report.change, report.missing
+    ok, counted = in_means(report.rows), status_in_means(report.rows)
     others = {status: n for status, n in summary.statuses.items() if status != counted}
-    left_out, missing = sum(others.values()), summary.missing_estimates
+    left_out = sum(others.values())
     reasons = ", ".join(
         f"{number} {'without a truth' if status == Status.DONE else status}"
         for status, number in others.items()
     )
-    which = name_some(report.missing)
     cut, damaged = (sum(bool(row.get(key)) for row in ok) for key in ("cut", "damaged"))
     shifted = sum(SHIFTED in (row.get("note") or "") for row in ok)
     loose = sum(row.get("group") == NO_GROUP for row in report.rows)
@@ -542,8 +541,9 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
     lines = (
         (left_out, f"not in the means: {left_out} of {summary.files} files ({reasons})."),
         (
-            missing,
-            f"truths without an estimate: {missing} ({which}). The means do not include them.",
+            len(missing),
+            f"truths without an estimate: {len(missing)} ({name_some(missing)}). The means do not "
+            "include them.",
         ),
         (cut, f"files cut to equal lengths: {cut}. Their lengths differed a little."),
         (damaged, f"files that are damaged but could be read: {damaged}. {where}"),
@@ -642,7 +642,8 @@ format needs."""
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
     """Refuse paths that are inputs, a batch's, named twice, of unknown suffix or not writable."""
-    taken, before = files.identities(*filter(None, inputs)), set[object]()
+    taken = files.identities(*filter(None, inputs))
+    before = set[object]()
     suffixes = [suffix for suffix, _ in REPORT_FORMATS.values()]
     for path in outputs:
         files.check_suffix(path, suffixes)
