@@ -388,8 +388,7 @@ def save_checkpoint(
     """Write `system` to a folder as model.safetensors and config.json, which appear together.
 
     Whenever the process is killed, the folder has a whole checkpoint, the old or the new one.
-
-    `half` rounds the weights to half precision, all that it can hold.
+    `half` rounds to half precision each tensor of weights whose numbers are not too large for it.
     """
     import torch
     from safetensors.torch import save

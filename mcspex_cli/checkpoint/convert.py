@@ -197,7 +197,7 @@ def at_sample_rate(system: System, sample_rate_hz: int) -> System:
 
     Args:
         system: any system, at `system.config.sample_rate_hz`; it is not changed.
-        sample_rate_hz: the new rate, 4,000 to 192,000.
+        sample_rate_hz: the new rate.
 
     Raises:
         CheckpointError: the windows or the hop are not a whole number of samples at the new rate.

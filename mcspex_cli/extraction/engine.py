@@ -52,8 +52,8 @@ _SILENT = 10 ** (SILENCE_DB / 10)
 """The mean square up to which a signal is silent."""
 
 _SHARE = 0.45
-"""The target gets _SHARE x its part of the energy of whatever no estimate explains. Chosen on quiet
-and noisy mixtures, and on single voices in noise: more is better in quiet."""
+"""Of what no estimate explains, the target gets this times its part of all energy. Chosen on
+quiet and noisy mixtures, and on single voices in noise: more is better in quiet."""
 
 _LONGEST_EMBEDDED_S = 30.0
 """Seconds of reference embedded at once, so that memory does not grow with a clip."""
@@ -149,8 +149,8 @@ class Engine:
 
         Raises:
             AudioError: a clip is shorter than 0.3 s or silent.
-            EngineError: the precision gave numbers that are not finite.
-            ValueError: there is no clip, or one is not [sample] or not finite.
+            EngineError: the precision gave numbers that are not finite, or memory is short.
+            TypeError, ValueError: there is no clip, or `as_samples` refuses one.
         """
         if not len(references):
             raise ValueError("embed needs one clip or more")
@@ -195,8 +195,8 @@ class Engine:
 
         Raises:
             EngineError: the precision gave numbers that are not finite, or memory is short.
-            ValueError: the mixture is not [sample] or not finite, or the embedding is of
-                another length.
+            TypeError, ValueError: `as_samples` refuses the mixture or the embedding, or the
+                embedding is of another length.
         """
         sound = as_samples("a mixture", mixture, 1)
         voice = as_samples("an embedding", embedding, 1)
@@ -238,7 +238,7 @@ class Engine:
             computed = self.compute([windows[k] for k in tried], views, passes=1)
             estimates[sign] = dict(zip(tried, computed, strict=True))
             for k, estimate in estimates[sign].items():
-                if (polarity := polarities[k]).is_known:
+                if (polarity := polarities[k]).is_known:  # by another window of its mixture
                     continue
                 similarity = self._similarity(sign * estimate, sign * windows[k], polarity)
                 if sign > 0:
@@ -305,14 +305,14 @@ class Engine:
             return []
         signals: list[Samples] = []
         embeddings: list[Samples] = []
-        known: list[Samples | None] = []
+        signal_firsts: list[Samples | None] = []
         firsts = firsts or [None] * len(windows)
         for window, polarity, first in zip(windows, polarities, firsts, strict=True):
             signals += [*(polarity.sign * window)]
             embeddings += [polarity.embedding] * len(window)
-            known += [None] * len(window) if first is None else [*(polarity.sign * first)]
+            signal_firsts += [None] * len(window) if first is None else [*(polarity.sign * first)]
         passes = passes or self.passes
-        estimates = iter(self._estimates(signals, np.stack(embeddings), passes, known))
+        estimates = iter(self._estimates(signals, np.stack(embeddings), passes, signal_firsts))
         return [
             polarity.sign * np.stack([next(estimates) for _ in window])
             for window, polarity in zip(windows, polarities, strict=True)
@@ -325,7 +325,7 @@ class Engine:
         passes: int,
         firsts: Sequence[Samples | None],
     ) -> list[Samples]:
-        """The network's estimates of signals [sample]; silence stays silent, where it would hum."""
+        """The network's estimates of signals [sample]; for silence, where it would hum, silence."""
         gains = [to_level(signal) for signal in signals]
         levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
         levelled_firsts = [
@@ -438,6 +438,7 @@ def open_engine(
     Raises:
         CheckpointError: the weights, graphs or calibration are damaged, or do not fit.
         EngineError: the runtime, device or precision is not available here.
+        OutputError: graphs for ONNX Runtime were made, and cannot be kept.
     """
     settings = onnx.choose_runtime(info, settings or EngineSettings(), seconds)
     if settings.runtime == "onnx":
@@ -461,7 +462,7 @@ def as_samples(name: str, samples: Floats, *dimensions: int, whole: bool = True)
 
     Raises:
         TypeError: it is not an array of floats.
-        ValueError: it has another shape, no samples, or samples that are not finite.
+        ValueError: it has another shape, no samples, or some that are not finite or far too loud.
     """
     shape = " or ".join({1: "[sample]", 2: "[channel, sample]"}[number] for number in dimensions)
     is_array = isinstance(samples, np.ndarray) and not np.ma.isMaskedArray(samples)

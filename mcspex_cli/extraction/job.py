@@ -337,7 +337,7 @@ def check_jobs(jobs: Sequence[Job], references: Sequence[Path]) -> None:
 
 
 def check_sources(job: Job, voice: Voice, mixture_s: float) -> None:
-    """Refuse a voice if one of its clips is an output of the job, or its mixture of this length."""
+    """Refuse a voice if one of its clips is an output of the job, or the mixture of `mixture_s`."""
     # A span is no file, and Path.is_file would raise if its name is too long for one.
     sources = [Path(voice.folder, one) for one in voice.sources]
     clips = [one for one in sources if os.path.isfile(one)]  # noqa: PTH113

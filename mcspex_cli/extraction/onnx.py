@@ -166,7 +166,8 @@ def choose_runtime(
 ) -> EngineSettings:
     """Decide what "auto" runs, for `seconds` of audio in all.
 
-    With little audio on a CPU, ONNX Runtime is done sooner than torch, if its graphs are there.
+    With little audio, ONNX Runtime is done sooner than torch, if its graphs are there. It is not
+    taken where a GPU, or a precision that it lacks, is named.
     """
     if settings.runtime != "auto":
         return settings

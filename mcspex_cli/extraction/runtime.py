@@ -156,7 +156,7 @@ class Runtime(ABC):
 
 
 class TorchRuntime(Runtime):
-    """A `System` in torch: folded on a CPU, under autocast on other devices."""
+    """A `System` in torch: folded on a CPU, if it and the precision allow it; else autocast."""
 
     name = "torch"
     spread = LENGTH_SPREAD
@@ -180,7 +180,8 @@ class TorchRuntime(Runtime):
         self._autocast = torch.autocast(
             device.type, dtype, enabled=not folded and dtype != torch.float32
         )
-        self._device, self._dtype = device, dtype if folded else torch.float32
+        self._device = device
+        self._dtype = dtype if folded else torch.float32  # of what goes in
 
     def embed(self, references: Samples) -> Samples:
         """As `Runtime.embed`."""
@@ -313,7 +314,7 @@ def cores() -> int:
     """Count the cores that this process may use, or for which a container gives it time."""
     has_affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    for text in _limits("cpu.max"):
+    for text in _limits("cpu.max"):  # only version 2 has it
         with suppress(ValueError):  # "max 100000"
             quota, period = map(int, text.split())
             count = min(count, max(1, round(quota / period)))

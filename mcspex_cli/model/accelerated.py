@@ -39,9 +39,9 @@ from mcspex_cli.model.systems import (
 def accelerate(system: System, *, compiled: bool = False) -> System:
     """Have `system` itself train faster; parameters and their names stay what they are.
 
-    Blocks with another norm than gLN, or not three taps, keep torch's own modules. Copies for
-    validation are best made before. `compiled` makes each pass one loop with torch.compile, which
-    takes a minute once and needs a C++ compiler (on a GPU, Triton).
+    Of blocks with another norm than gLN, or not three taps, only the 1x1 convolutions change.
+    Copies for validation are best made before. `compiled` makes each pass one loop with
+    torch.compile, which takes a minute once and needs a C++ compiler (on a GPU, Triton).
     """
     for module in system.modules():
         if isinstance(module, MultiScaleEncoder):
