@@ -71,7 +71,7 @@ of 90 s in which the target speaks at times among others."""
 MUTE_FADE_S = 0.05
 """How long the fade to silence takes where the target is absent, and the fade back."""
 
-Vector = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.float64]
 
 Threshold = Annotated[float, msgspec.Meta(ge=0, le=1)]
 """A presence."""
@@ -136,11 +136,11 @@ class Calibration:
         unit = centred / max(float(np.linalg.norm(centred)), 1e-12)
         return probability(float(weights[:-1] @ unit + weights[-1]))
 
-    def segment_odds(self, features: Vector) -> Vector:
+    def segment_odds(self, features: Numbers) -> Numbers:
         """The log odds that the target speaks, from the features [segment, 3] of segments."""
         return features @ self.segment_weights[:-1] + self.segment_weights[-1]
 
-    def file_odds(self, features: Vector) -> float:
+    def file_odds(self, features: Numbers) -> float:
         """The log odds that the target speaks in a file, from the features of its segments.
 
         A linear function of the soft maximum of its segments' odds: a mean in which the best count
@@ -163,7 +163,7 @@ def probability(odds: float) -> float:
     return float(np.exp(-np.logaddexp(0, -odds)))
 
 
-def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | None:
+def parse_calibration(raw: Any, embedding: int, model: str) -> Calibration | None:
     """Check a config's calibration; None, for a model without one, stays None.
 
     A calibration by mcspex 0.6 or older, which knows no echo, counts as none, with a warning.
@@ -175,7 +175,7 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
         return None
     if isinstance(raw, dict) and "echo_weights" not in raw:
         _logger.warning(
-            f"{path}: was calibrated by an older mcspex, so it gives no presence. "
+            f"{model}: was calibrated by an older mcspex, so it gives no presence. "
             "Calibrate it again: mcspex models calibrate"
         )
         return None
@@ -183,14 +183,14 @@ def parse_calibration(raw: Any, embedding: int, path: object) -> Calibration | N
         calibration = msgspec.convert(raw, Calibration)
     except (msgspec.ValidationError, OverflowError) as error:
         raise CheckpointError(
-            f"{path}: its calibration is malformed. Calibrate it again."
+            f"{model}: its calibration is malformed. Calibrate it again."
         ) from error
     numbers = [value for name, value in vars(calibration).items() if name != "measured"]
     vectors = [calibration.centre, calibration.echo_weights[1:], *calibration.echo_directions]
     if {len(vector) for vector in vectors} != {embedding} or not all(
         np.isfinite(value).all() for value in numbers
     ):
-        raise CheckpointError(f"{path}: its calibration is of another model. Calibrate it again.")
+        raise CheckpointError(f"{model}: its calibration is of another model. Calibrate it again.")
     return calibration
 
 
@@ -252,7 +252,7 @@ class PresenceResult:
         return round(sum(end_s - start_s for start_s, end_s in self.spans), 2)
 
 
-def features_of(segments: Sequence[Segment]) -> Vector:
+def features_of(segments: Sequence[Segment]) -> Numbers:
     """Similarity, gain in decades and echo [segment, 3] of the segments that are audible."""
     rows = [(s.similarity, s.gain_decades, s.echo) for s in segments if s.similarity is not None]
     return np.array(rows, np.float64).reshape(-1, 3)
@@ -272,17 +272,16 @@ class PresenceMeter:
     """
 
     def __init__(self, engine: Engine, polarity: Polarity, *, residuals: bool = True) -> None:
-        self._segments: list[Segment] = []
-        """Those that are measured."""
         self._engine, self._polarity, self._residuals = engine, polarity, residuals
         self._segment_samples = round(SEGMENT_S * engine.sample_rate_hz)
-        self._last = self._fresh = np.zeros((2, 0), np.float32)
-        """Estimate and mixture [2, sample]. `_last`: the newest whole segment; `_fresh`: what came
-        after it."""
+        # What has [2, ...] below is of the estimate, then of the mixture.
+        self._last: Samples = np.zeros((2, 0), np.float32)  # [2, sample], newest whole segment
+        self._fresh = self._last  # [2, sample], what came after it
         self._pending: list[tuple[Samples, Samples]] = []
         """Segments [2, sample] that are not measured yet, and what is new in each."""
+        self._segments: list[Segment] = []  # those that are measured
         self._measured_samples = 0
-        self._levels_db: list[FrameLevels] = [np.zeros((2, 0))]
+        self._levels_db: list[FrameLevels] = [np.zeros((2, 0))]  # [2, frame]
 
     def add(self, estimate: Samples, mixture: Samples) -> None:
         """Take a block [sample] of both."""
@@ -328,11 +327,7 @@ class PresenceMeter:
         )
 
     def _measure(self) -> None:
-        """Measure the segments that are pending.
-
-        Products are not taken by `@`: the threads of NumPy's linear algebra would spin on the cores
-        that torch needs next.
-        """
+        """Measure the segments that are pending."""
         if not self._pending:
             return
         parts, fresh = zip(*self._pending, strict=True)
@@ -340,13 +335,15 @@ class PresenceMeter:
         calibration, rate_hz = self._engine.calibration, self._engine.sample_rate_hz
         self._levels_db.append(speech.frame_levels_db(np.concatenate(fresh, axis=-1), rate_hz))
         ends = self._measured_samples + np.cumsum([new.shape[-1] for new in fresh])
-        starts, self._measured_samples = [self._measured_samples, *ends[:-1]], ends[-1]
+        starts = [self._measured_samples, *ends[:-1]]
+        self._measured_samples = ends[-1]
         if calibration is None:
             return
         estimates, mixtures = np.stack(parts, axis=1).astype(np.float64)
-        energies = np.square(estimates).sum(-1)
-        mixture_energies = np.square(mixtures).sum(-1)
-        shared, samples = (estimates * mixtures).sum(-1), estimates.shape[-1]
+        samples = estimates.shape[-1]
+        # Not by `@`, whose threads would spin on the cores that torch needs next.
+        shared = (estimates * mixtures).sum(-1)
+        energies, mixture_energies = np.square(estimates).sum(-1), np.square(mixtures).sum(-1)
         audible = (energies > 0) & (shared != 0) & (samples >= MIN_SIGNAL_S * rate_hz)
         audible &= mixture_energies >= samples * 10 ** (SILENCE_DB / 10)
         gains = np.divide(shared, energies, out=np.zeros_like(shared), where=audible)
@@ -375,8 +372,8 @@ class PresenceMeter:
             )
 
     def _compare(
-        self, signals: Vector, chosen: npt.NDArray[np.bool_], calibration: Calibration
-    ) -> tuple[Vector, Vector]:
+        self, signals: Numbers, chosen: npt.NDArray[np.bool_], calibration: Calibration
+    ) -> tuple[Numbers, Numbers]:
         """Similarity to the reference, and echo, of the `chosen` signals [signal, sample].
 
         Both are 0 for the others.

@@ -131,6 +131,7 @@ class LiveExtractor:
         self._received = self._computed = self._given = 0
         """How many samples came in, were computed, and came out so far."""
         self._window_end = timing.hop + timing.fade + timing.future
+        """How many samples will have come in when the next window is due."""
         self._ready: list[Samples] = []
         """Output that is not due yet."""
         self._flushed = False
@@ -161,14 +162,13 @@ class LiveExtractor:
         """
         if self._flushed:
             raise ValueError("this stream was flushed. Begin a new one.")
-        channels, start = np.atleast_2d(as_samples("a block", samples, 1, 2, whole=False)), 0
+        channels = np.atleast_2d(as_samples("a block", samples, 1, 2, whole=False))
         mono = audio.select(channels, "mix")[0]
         self._mix.add(channels, mono[None])
-        while start < len(mono):
-            part = mono[start : start + self._window_end - self._received]
+        while mono.size:
+            part, mono = np.split(mono, [self._window_end - self._received])
             self._held.append(part)
             self._received += len(part)
-            start += len(part)
             if self._received == self._window_end:
                 self._begin_window(last=False)
                 self._window_end += self.timing.hop
@@ -235,7 +235,7 @@ class _Stream:
         self._polarity = Polarity(embedding)
         self._joiner = Joiner(timing.future, timing.fade)
         self._products = np.zeros(3)
-        """<mixture, estimate>, <estimate, estimate> and seconds, of what counts for the level."""
+        """<mixture, estimate>, <estimate, estimate> and seconds so far; what is old counts less."""
         self._segment: Segment | None = None
         hop_s = timing.hop / sample_rate_hz
         step_s = hop_s * np.ceil(_PRESENCE_STEP_S / hop_s - 1e-6)
@@ -285,9 +285,9 @@ class _Stream:
     def _gain(self, estimate: Samples, mixture: Samples, seconds: float) -> float:
         """The gain that brings a window's estimate to its level in the mixture.
 
-        It is the least squares over the window and what came before, so that it is steady. Where
-        the estimate is soft there are pauses, or only remnants of other people, which least squares
-        alone would turn up. So they count by their energy, and then little is forgotten. `seconds`
+        It is the least squares over the window and what came before, so that it is steady. Least
+        squares over a pause, or over remnants of other people, would turn them up. So while the
+        estimate is softer than before, what came before is forgotten as much more slowly. `seconds`
         of the window are output.
         """
         if self._engine.runtime.true_level:

@@ -128,7 +128,7 @@ class BlockFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, compiled: bool, dilation: int, x: Tensor, *parameters: Tensor) -> Tensor:
         """Refine x; `parameters` as `AcceleratedBlock.refine` gives them."""
-        widen, bias, slope_1, gain_1, shift_1, taps, look_bias = parameters[:7]
+        widen, bias, slope_1, gain_1, shift_1, taps, tap_bias = parameters[:7]
         slope_2, gain_2, shift_2, narrow, narrow_bias = parameters[7:]
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -138,8 +138,8 @@ class BlockFunction(torch.autograd.Function):
             mean_1, deviation_1 = _statistics(_pass(_moments, compiled)(u, slope_1), count)
             scale = deviation_1[:, None] * gain_1
             offset = shift_1 - mean_1[:, None] * scale
-            v, q, *sums = _pass(_look, compiled)(
-                u, slope_1, scale[:, None], offset[:, None], taps.t(), look_bias, slope_2, dilation
+            v, q, *sums = _pass(_depthwise, compiled)(
+                u, slope_1, scale[:, None], offset[:, None], taps.t(), tap_bias, slope_2, dilation
             )
             mean_2, deviation_2 = _statistics(sums, count)
             project = narrow * gain_2 * deviation_2[:, None, None]
@@ -189,7 +189,7 @@ class BlockFunction(torch.autograd.Function):
             by_p, by_one_1, mean_1, deviation_1, gain_1, frames
         )
         weights = (by_tap * scale)[:, :, None]
-        back = _pass(_look_back, compiled)
+        back = _pass(_depthwise_back, compiled)
         d_u, d_slope_1 = back(d_v, u, slope_1, weights, constant, slope, dilation)
 
         rows = d_u.flatten(0, 1)
@@ -265,7 +265,7 @@ def _moments(u: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     return p.sum((1, 2)), p.square().sum((1, 2))
 
 
-def _look(  # noqa: PLR0913, PLR0917
+def _depthwise(  # noqa: PLR0913, PLR0917
     u: Tensor,
     slope_1: Tensor,
     scale: Tensor,
@@ -299,7 +299,7 @@ def _tap_sums(d_v: Tensor, u: Tensor, slope: Tensor, dilation: int) -> tuple[Ten
     return tuple((_wide(d_v) * each).sum(1) for each in seen)
 
 
-def _look_back(
+def _depthwise_back(
     d_v: Tensor,
     u: Tensor,
     slope_1: Tensor,

@@ -434,17 +434,18 @@ class FoldedBlock(nn.Module):
 
     def __init__(self, block: TCNBlock, dtype: torch.dtype) -> None:
         super().__init__()
-        norm_1, norm_2, look, narrow = block.norm_1, block.norm_2, block.depthwise, block.narrow
+        norm_1, norm_2 = block.norm_1, block.norm_2
+        depthwise, narrow = block.depthwise, block.narrow
         assert isinstance(norm_1, GlobalLayerNorm) and isinstance(norm_2, GlobalLayerNorm)
-        assert look.bias is not None and narrow.bias is not None
-        self.dtype, self.dilation, self.epsilon = dtype, look.dilation[0], norm_1.eps
+        assert depthwise.bias is not None and narrow.bias is not None
+        self.dtype, self.dilation, self.epsilon = dtype, depthwise.dilation[0], norm_1.eps
         self.slopes = block.activation_1.weight.item(), block.activation_2.weight.item()
         self.widen = FoldedPointwise(block.widen)
         self.condition = block.condition if isinstance(block, ConcatBlock) else None
-        taps = look.weight[:, 0]
+        taps = depthwise.weight[:, 0]
         self.by_mean, self.by_deviation = taps * norm_1.weight[:, None], taps * norm_1.bias[:, None]
         self.taps = self.by_mean[:, None, :, None].to(dtype)
-        self.look_bias = look.bias.detach()
+        self.tap_bias = depthwise.bias.detach()
         weight = narrow.weight[..., 0]
         self.weight = (weight * norm_2.weight)[..., None, None].to(dtype)
         self.narrow_by_mean = weight @ norm_2.weight
@@ -458,7 +459,7 @@ class FoldedBlock(nn.Module):
         functional.leaky_relu_(hidden, self.slopes[0])
         mean, variance = _moments(hidden, frames)
         deviation = (variance + self.epsilon).sqrt()
-        hidden = self._look(hidden, mean, deviation, frames)
+        hidden = self._depthwise(hidden, mean, deviation, frames)
         functional.leaky_relu_(hidden, self.slopes[1])
         mean, variance = _moments(hidden, frames)
         gain = (variance + self.epsilon * deviation.square()).rsqrt()
@@ -466,18 +467,18 @@ class FoldedBlock(nn.Module):
         residual = _filtered(hidden, self.weight, bias.to(self.dtype))
         return torch.add(rows, residual, alpha=gain.item())
 
-    def _look(self, rows: Tensor, mean: Tensor, deviation: Tensor, frames: int) -> Tensor:
+    def _depthwise(self, rows: Tensor, mean: Tensor, deviation: Tensor, frames: int) -> Tensor:
         """Filter normalised rows [frame, hidden] along time, times `deviation`."""
         by_tap = self.by_deviation * deviation - self.by_mean * mean
-        bias = by_tap.sum(1) + self.look_bias * deviation
-        looked = _filtered(rows, self.taps, bias.to(self.dtype), self.dilation)
+        bias = by_tap.sum(1) + self.tap_bias * deviation
+        filtered = _filtered(rows, self.taps, bias.to(self.dtype), self.dilation)
         lost = by_tap.t().to(self.dtype)
         margin = len(lost) // 2
         for tap in range(margin):
             beyond = min((margin - tap) * self.dilation, frames)
-            looked[:beyond] -= lost[tap]
-            looked[frames - beyond : frames] -= lost[-1 - tap]
-        return looked
+            filtered[:beyond] -= lost[tap]
+            filtered[frames - beyond : frames] -= lost[-1 - tap]
+        return filtered
 
 
 def _moments(rows: Tensor, frames: int) -> tuple[Tensor, Tensor]:
