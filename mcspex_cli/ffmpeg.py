@@ -97,6 +97,7 @@ class FFmpegFile:
 
     def __init__(self, data: SoundBytes, track: str | None) -> None:
         import av
+        from av.stream import Disposition
 
         if (av.logging.get_level() or 0) < av.logging.WARNING:  # its log is for our messages alone
             av.logging.set_level(av.logging.WARNING)
@@ -111,9 +112,15 @@ class FFmpegFile:
         self._traits = KINDS[self._kind]
         self._source, tracks = self._choose(track)
         self._decoder = _decoder_of(self._source, self._kind)
-        # FFmpeg before 6 wrote too short a delay of Opus, which is skipped, to WebM and MKV.
-        head, self._early = self._decoder.extradata or b"", 0
-        if head.startswith(b"OpusHead"):
+        streams = self._container.streams
+        sources = [s for s in streams if not s.disposition & Disposition.attached_pic]
+        self._is_alone = len(sources) == 1  # so that the length announced is the sound's
+        # AVI has no time stamps: FFmpeg counts chunks, some twice.
+        self._is_timed = self._kind != "avi" or self._source.codec_context.name.startswith("pcm")
+        self._tick_s = float(self._source.time_base or 1 / max(self._source.rate or 0, 1))
+        self._early = 0  # samples per channel that are still to be left out, at the beginning
+        # FFmpeg before 6 wrote to WebM and MKV that less is to be left out of Opus.
+        if (head := self._decoder.extradata or b"").startswith(b"OpusHead"):
             self._early = max(0, int.from_bytes(head[10:12], "little") - self._decoder.delay)
         texts = " ".join(text for _, _, text in log)
         self.info = self._announce(tracks, texts)
@@ -186,35 +193,27 @@ class FFmpegFile:
                 other.discard = Discard.all
         return chosen[0], tuple(tracks)
 
-    def _announce(self, tracks: tuple[str, ...], log: str) -> AudioInfo:
-        """Find out when the sound starts, and how long it is by the header."""
-        from av.stream import Disposition
-
+    def _announce(self, tracks: tuple[str, ...], texts: str) -> AudioInfo:
+        """Find out when the sound starts, how long it is by the header, and if that is exact."""
         source, container, kind = self._source, self._container, self._kind
         rate_hz, channels = source.rate or 0, source.channels or 0
-        self._is_timed = True  # AVI has no time stamps: FFmpeg counts chunks, some twice
-        self._tick_s = float(source.time_base or 1 / max(rate_hz, 1))
         start_s = (source.start_time or 0) * self._tick_s
         end_s, length_s = (container.duration or 0) / 1e6, (source.duration or 0) * self._tick_s
-        others = [s for s in container.streams if not s.disposition & Disposition.attached_pic]
-        self._is_alone = len(others) == 1  # so that the length announced is the sound's
-        self._is_exact = Trait.EXACT in self._traits and (
-            self._is_alone or kind in ("mov", "ogg", "rm")
-        )
+        is_exact = Trait.EXACT in self._traits and (self._is_alone or kind in ("mov", "ogg", "rm"))
         if kind == "matroska":
             clock = re.match(r"(\d+):(\d+):(\d+\.?\d*)", source.metadata.get("DURATION", ""))
             if clock:
                 end_s = 3600 * int(clock[1]) + 60 * int(clock[2]) + float(clock[3])
-            self._is_exact = self._is_alone or clock is not None
+            is_exact = self._is_alone or clock is not None
             length_s = max(0.0, end_s - start_s)
-        if "bitrate" in log:  # by which FFmpeg estimates a length
-            self._is_exact = False
+        if "bitrate" in texts:  # by which FFmpeg estimates a length
+            is_exact = False
         if kind == "avi":
-            self._is_timed = source.codec_context.name.startswith("pcm")
             if self._is_timed:
-                length_s, self._is_exact = source.frames / max(rate_hz, 1), self._is_alone
+                length_s, is_exact = source.frames / max(rate_hz, 1), self._is_alone
             if int.from_bytes(self.data.part(4, 4), "little") >= UNKNOWN_LENGTH:  # from a pipe
-                length_s, end_s, self._is_exact = 0.0, 0.0, False
+                length_s, end_s, is_exact = 0.0, 0.0, False
+        self._is_exact = is_exact
         if Trait.FROM_ZERO not in self._traits:
             start_s -= (container.start_time or 0) / 1e6
         start_s = round(max(0.0, start_s), 3) if start_s > 0.04 else 0.0
@@ -304,7 +303,8 @@ class FFmpegFile:
         """Frames, and what is wrong with their packets, if anything is: maybe without a frame."""
         import av
 
-        packets, end, is_bare = self._packets(), None, Trait.BARE in self._traits
+        packets, is_bare = self._packets(), Trait.BARE in self._traits
+        end = None  # where the last packet ended, if packets tell their place
         notes = 0  # the bytes that are left of an ID3 tag, whose pictures may look like frames
         while True:
             packet, frames, damage = None, [], ""
