@@ -115,7 +115,7 @@ def make_card(
 
 # {name}
 
-{info.title}, {weights / 1e6:.1f} M weights, {info.config.sample_rate_hz} Hz. {origin}
+{info.title}, {weights / 1e6:.3g} M weights, {info.config.sample_rate_hz} Hz. {origin}
 sha256 of `{WEIGHTS}`: `{info.sha256}`
 
 Runs in mcspex, a command-line tool that pulls one person's voice out of a recording in which
@@ -152,7 +152,7 @@ def prepare_publication(
                 "corpus that the model was trained on, --data 'CORPUS (LICENCE)'."
             )
         minutes = info.provenance.get("minutes")
-        origin = f"Trained for {minutes:.0f} minutes." if isinstance(minutes, float) else ""
+        origin = f"Trained for {minutes:.0f} min." if isinstance(minutes, float) else ""
         text = make_card(info, repo, licence, data, origin).encode()
     else:
         if data or (licence and card.licence):

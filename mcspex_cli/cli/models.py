@@ -76,7 +76,7 @@ def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = opti
         console.data(facts, indent=2)
         return
     system, rate, size, source = _columns(info)
-    kind = f"{weights / 1e6:.1f} M weights, {size}" if weights else "ONNX, for --runtime"
+    kind = f"{weights / 1e6:.3g} M weights, {size}" if weights else "ONNX, for --runtime"
     rows = [
         ("model", info.label),
         ("from", f"{source}, {info.folder}"),

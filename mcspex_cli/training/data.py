@@ -181,9 +181,9 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
 
     Raises:
         ConfigError: the file cannot be read, or a line names no clip of the LibriMix set, or one
-            of another speaker, or the target's own utterance.
+            of another speaker, or the target's own utterance, or a target has two clips.
     """
-    enrolments = {}
+    enrolments: dict[tuple[str, str], Path] = {}
     for number, words in enumerate(map(str.split, files.read_text(path).splitlines()), 1):
         if not words:
             continue
@@ -197,7 +197,8 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
         spoken = clip.stem.split("_")[_LIBRIMIX_TALKERS.index(clip.parent.name)]
         if spoken == utterance or _speaker(spoken) != _speaker(utterance):
             raise ConfigError(f"{where}: {name} is not another utterance of the target speaker.")
-        enrolments[mixture, utterance] = clip
+        if enrolments.setdefault((mixture, utterance), clip) != clip:
+            raise ConfigError(f"{where}: {mixture} {utterance} is there twice. Remove one.")
     return enrolments
 
 

@@ -603,6 +603,7 @@ def test_show_says_what_a_model_is(hub: Hub, commit: str, pulled: Path) -> None:
         assert words in output
     assert "\nnumbers  312 clean mixtures of two unseen talkers: SI-SDRi (dB) " in output
     assert f"\n{'':9}200 mixtures with noise and half of them with rooms: SI-SDRi (dB) " in output
+    assert re.search(r"MC-SpEx, 0\.0\d+ M weights", run("models", "show", REPO).stdout)
     data = json.loads(run("models", "show", REPO, "--json").stdout)
     assert (data["licence"], data["revision"], data["card"]) == ("mit", commit, "# Voices")
     assert data["config"]["system"] == "mcspex"

@@ -243,6 +243,10 @@ def test_unusable_metadata_is_named(librimix: Path, text: bytes, message: str) -
             "m 4077-13754-0004 s2/4077-13754-0001_5142-33396-0065",
             "line 5: s2/4077.* is not another",
         ),
+        (
+            "4077-13754-0001_5142-33396-0065 4077-13754-0001 s2/5142-36377-0021_4077-13754-0002",
+            "line 5: 4077-13754-0001_.* 4077-13754-0001 is there twice. Remove one.",
+        ),
     ],
 )
 def test_a_wrong_enrolment_is_named_by_its_line(librimix: Path, line: str, message: str) -> None:
