@@ -161,7 +161,7 @@ class BatchPlan:
 
 
 def plan_batch(request: BatchRequest) -> BatchPlan:
-    """Make and check the whole plan, without the mixtures' lengths (`journal.measure` adds them).
+    """Make and check the whole plan, without the mixtures' lengths (`worklist.measure` adds them).
 
     Raises:
         PlanError: files are missing, used twice or without partner, a mixture would be its own
@@ -240,7 +240,9 @@ class _Planner:
         self._stamps: dict[str, storage.Stamp | None] = {}
         self._locations = Locations(self.request.output)
         self._inside: dict[str, bool] = {}
+        """By an output's folder, whether no link leads to it out of the batch's."""
         self._has_journal: dict[Path, bool] = {}
+        """By a folder with an `audio/` or `residual/` in it, whether it is a batch's."""
         self._names: dict[Path, dict[str, Path]] = {}
         """What is in folders, by `files.name_key`."""
 
@@ -338,7 +340,7 @@ class _Planner:
         if request.reference_folder:
             by_name = list_references(request.reference_folder, request.pattern, self.problems)
 
-        def clips(task: Task) -> tuple[str, ...]:
+        def references(task: Task) -> tuple[str, ...]:
             if task.references or task.spans:
                 return task.references
             try:
@@ -351,7 +353,7 @@ class _Planner:
                 self._note(task, "has no reference. Add one, or use --ref or --refs.")
             return shared
 
-        tasks = [replace(task, references=clips(task)) for task in tasks]
+        tasks = [replace(task, references=references(task)) for task in tasks]
         if by_name and not request.allow_unused:
             used = {task.references for task in tasks}
             real = {os.path.realpath(path) for clips in used for path in clips}

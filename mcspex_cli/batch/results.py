@@ -37,7 +37,7 @@ from mcspex_cli.evaluation.scoring import Score, ScoreSettings, Status, score_fi
 
 _logger = logging.getLogger("mcspex")
 
-_RECORD, FAILED = "run.json", "failed.jsonl"
+_RECORD, FAILURES = "run.json", "failed.jsonl"
 
 _QUIET_S, _WRITING_S = 2, 600
 """How long a shard waits for another that writes its reports: seconds before it says so, and
@@ -190,9 +190,9 @@ def write(
             html.unlink(missing_ok=True)  # so that none is left that belongs to another report
         # In a store, where nothing is removed, an empty list says that nothing failed.
         if failures or folder != plan.folder:
-            texts[FAILED] = "".join(json.dumps(failure) + "\n" for failure in failures)
+            texts[FAILURES] = "".join(json.dumps(failure) + "\n" for failure in failures)
         else:
-            (folder / FAILED).unlink(missing_ok=True)
+            (folder / FAILURES).unlink(missing_ok=True)
         for name, text in texts.items():
             with files.whole(folder / name) as partial:
                 partial.write_bytes(text.encode("utf-8", "surrogateescape"))

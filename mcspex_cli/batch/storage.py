@@ -135,7 +135,8 @@ def find(folder: Path, without: Collection[Path] = (), also: Collection[str] = (
 def stamp(path: str | Path, *, anew: bool = False) -> Stamp | None:
     """A file's stamp; None if there is no such file.
 
-    Objects are looked up in a list of their folder that is made once or, if `anew`, asked for.
+    Objects are looked up in a list of their folder that is made once or, if `anew`, asked for: then
+    an absent one is an AudioError.
     """
     if is_url(path):
         folder, last = os.path.split(path)

@@ -166,23 +166,22 @@ class Worker:
         """
         task, copies = item.task, item.copies
         warnings = self._warnings.pop(task.id, ())
-        if not isinstance(end, McspexError):
+        try:
+            if isinstance(end, McspexError):
+                raise end
             values = end.to_dict()
             values["warnings"] = [storage.with_urls(text, copies) for text in values["warnings"]]
-            try:
-                if storage.is_url(self._folder):
-                    for kind, path in task.outputs(self._folder).items():
-                        storage.send(task.outputs(copies)[kind], path)
-                self._writer.add_result(task, self._key, values)
-            except DiskFullError:
-                raise
-            except McspexError as error:
-                end = error
-            else:
-                return Outcome(task, values, "", warnings)
-        reason = storage.with_urls(str(end), copies)
-        self._writer.add_failure(task, self._key, reason)
-        return Outcome(task, None, reason, warnings)
+            if storage.is_url(self._folder):
+                for kind, path in task.outputs(self._folder).items():
+                    storage.send(task.outputs(copies)[kind], path)
+            self._writer.add_result(task, self._key, values)
+        except DiskFullError:
+            raise
+        except McspexError as error:
+            reason = storage.with_urls(str(error), copies)
+            self._writer.add_failure(task, self._key, reason)
+            return Outcome(task, None, reason, warnings)
+        return Outcome(task, values, "", warnings)
 
     def _voice(self, task: Task) -> Voice:
         """The voice of a task's references; an enrolment that failed is not tried again."""

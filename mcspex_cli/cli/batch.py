@@ -243,7 +243,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
         return
     finished_before, stopping = len(work.finished_ids), Event()
     failed, left = _extract(work, stopping, verbose=request.verbose)
-    if left and _must_go_on_later(work, left, stopping):
+    if left and _say_how_to_go_on(work, left, stopping):
         click.get_current_context().exit(130 if stopping.is_set() else 0)
     with console.progress("scoring") as update:
         results.score(work, score_settings, lambda share: update(completed=share))
@@ -255,7 +255,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     console.messages.quiet = click.get_current_context().params["quiet"]  # even with --json
     _say_remarks(work, report, score_settings.metrics)
     if failed:
-        listed = f"{work.plan.label}/{results.FAILED}"
+        listed = f"{work.plan.label}/{results.FAILURES}"
         raise PartialFailure(f"{console.count(failed, 'file')} failed, see above and {listed}.")
     lost = report.summary.statuses.get("pending", 0)
     if lost and not left and work.settings.shard == (1, 1):
@@ -385,7 +385,7 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
     from mcspex_cli.batch import backends, worklist
 
     warned = set[str]()
-    failed = finished = 0
+    failed = ended = 0
 
     def stop() -> None:
         stopping.set()
@@ -401,16 +401,16 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
     ):
         for outcome in outcomes:
             _show(outcome, warned, verbose=verbose)
-            has_failed = outcome.result is None
-            failed, finished = failed + has_failed, finished + (not has_failed)
+            ended += 1
+            failed += outcome.result is None
             update(advance=outcome.task.length_s or 0.0)
     if len(warned) > _MAX_LISTED:
         console.warn(f"{len(warned) - _MAX_LISTED} more warnings of references; -v shows them all.")
-    return failed, len(work.todo) - finished - failed
+    return failed, len(work.todo) - ended
 
 
-def _must_go_on_later(work: WorkList, left: int, stopping: Event) -> bool:
-    """Whether Slurm's array works on the rest, or Ctrl-C ended the command; say how to go on."""
+def _say_how_to_go_on(work: WorkList, left: int, stopping: Event) -> bool:
+    """Do so if Slurm's array works on the rest, or Ctrl-C ended the command; else return False."""
     from mcspex_cli.batch.backends import find_array
 
     array = find_array(work) if work.settings.backend == "slurm" else None

@@ -282,7 +282,7 @@ def check_cuda() -> tuple[str, ...]:
 
 
 def check_torchaudio() -> tuple[str, ...]:
-    """Whether torchaudio imports, which only training on a GPU uses."""
+    """Whether torchaudio imports, which only training uses."""
     try:
         return OK, str(import_module("torchaudio").__version__)
     except Exception as error:  # it loads torch's libraries, and may not find them

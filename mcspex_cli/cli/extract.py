@@ -255,16 +255,16 @@ def _work(
         ) as results,
     ):
         for number, (job, result) in enumerate(results, 1):
-            if not isinstance(result, McspexError):
-                try:
-                    _show(request, job, result, voice)
-                except OSError as error:
-                    done = f"{number} of {console.count(len(jobs), 'mixture')} done."
-                    raise OutputError(f"{_stdout_error(error)} {done}") from error
+            if isinstance(result, McspexError):
+                failed.append(result)
+                if len(jobs) > 1:
+                    console.error(str(result))
                 continue
-            failed.append(result)
-            if len(jobs) > 1:
-                console.error(str(result))
+            try:
+                _show(request, job, result, voice)
+            except OSError as error:
+                done = f"{number} of {console.count(len(jobs), 'mixture')} done."
+                raise OutputError(f"{_stdout_error(error)} {done}") from error
     if failed and len(jobs) == 1:
         raise failed[0]
     if failed:

@@ -154,8 +154,9 @@ def live(request: LiveRequest = options.group(LiveRequest)) -> None:
 
 
 def _describe(device: str | None, form: SoundFormat) -> str:
-    kind = f"{'WAV' if form.wav else 'raw'} {form.encoding}"
-    kind = kind if device is None else f"sound card {device}"
+    kind = f"sound card {device}"
+    if device is None:
+        kind = f"{'WAV' if form.wav else 'raw'} {form.encoding}"
     channels = "mono" if form.channels == 1 else f"{form.channels} channels, which are mixed"
     return f"{kind}, {form.sample_rate_hz} Hz, {channels}"
 
@@ -200,7 +201,8 @@ def _extract(
         is_warned = is_warned or _warn_of_channels(extraction)
         if request.verbose and bool(extraction.present) != present:
             present = not present
-            at_s, state = max(0.0, seconds - request.latency_s), "comes" if present else "goes"
+            state = "comes" if present else "goes"
+            at_s = max(0.0, seconds - request.latency_s)
             console.say(f"{at_s:.1f} s: the voice {state} (presence {extraction.presence:.2f})")
     write(extraction.flush())
     if not is_warned:

@@ -438,17 +438,18 @@ class SoundCard:
 
     def __init__(self, device: str, kind: str, sample_rate_hz: int | None) -> None:
         self.device: int | str = int(device) if device.isdecimal() else device
+        self._kind = kind
         with _sounddevice(device) as library:
             info = library.query_devices(self.device, kind)
             self.sample_rate_hz = sample_rate_hz or round(info["default_samplerate"])
             check = getattr(library, f"check_{kind}_settings")
             check(self.device, samplerate=self.sample_rate_hz, channels=1, dtype="float32")
 
-    def start(self, kind: str, **settings: Any) -> Any:
-        """Start an "InputStream" or "OutputStream", which plays what is left when it is left."""
+    def start(self, **settings: Any) -> Any:
+        """Start its stream, a context; one for output still plays all that it has at the end."""
         with _sounddevice(self.device) as library:
             shape = (self.sample_rate_hz, 0, self.device, 1, "float32")
-            stream = getattr(library, kind)(*shape, **settings)
+            stream = getattr(library, f"{self._kind.title()}Stream")(*shape, **settings)
             stream.start()
             return stream
 
@@ -466,19 +467,20 @@ class Microphone(Inflow):
                 console.warn("the sound card lost some sound: this machine was too busy.")
             self.put(block.T.copy(), waits=False)
 
-        with self._card.start("InputStream", callback=take):
+        with self._card.start(callback=take):
             yield from super().__iter__()
 
 
 @contextmanager
 def loudspeaker(device: str, sample_rate_hz: int) -> Iterator[Write]:
     """Give a function that plays samples, and waits until the card takes them."""
-    card, stream = SoundCard(device, "output", sample_rate_hz), None
+    card = SoundCard(device, "output", sample_rate_hz)
+    stream = None
     with ExitStack() as stack:
 
         def write(samples: Samples) -> None:
             nonlocal stream
-            stream = stream or stack.enter_context(card.start("OutputStream"))
+            stream = stream or stack.enter_context(card.start())
             with _sounddevice(device):
                 stream.write(samples[:, None])
 

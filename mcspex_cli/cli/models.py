@@ -61,7 +61,8 @@ def show(name: str = NAME, offline: bool = options.OFFLINE, as_json: bool = opti
 
     console.messages.quiet = as_json
     info = options.find_model(name, offline=offline)
-    card, weights = options.read_card(info), None if info.has_only_graphs else count_weights(info)
+    card = options.read_card(info)
+    weights = None if info.has_only_graphs else count_weights(info)
     licence, numbers = (card.licence, card.numbers) if card else (None, [])
     if as_json:
         facts = {
@@ -371,7 +372,7 @@ def calibrate(
     files.check_output(info.folder / CONFIG, overwrite=True)
     # They import torch, which takes seconds.
     from mcspex_cli.extraction.engine import open_engine
-    from mcspex_cli.training.calibration import Calibrator, read_cases
+    from mcspex_cli.training.calibration import LOST, Calibrator, read_cases
 
     engine = open_engine(replace(info, calibration=None))  # it may be damaged
     calibrator = Calibrator(
@@ -388,8 +389,9 @@ def calibrate(
     false = 100 * measured["absent_taken_for_present"]
     console.say(
         f"{info.label}: calibrated with {measured['recordings']} recordings of "
-        f"{measured['speakers']} voices: AUC {measured['auc']:.3f}. 3.0 % of the voices that "
-        f"are present are called absent, {false:.1f} % of the absent ones are called present."
+        f"{measured['speakers']} voices: AUC {measured['auc']:.3f}. {100 * LOST:.1f} % of the "
+        f"voices that are present are called absent, {false:.1f} % of the absent ones are called "
+        "present."
     )
     if measured["auc"] < _LEAST_AUC:
         console.warn(

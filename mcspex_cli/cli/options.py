@@ -60,7 +60,7 @@ class NamedPath(click.Path):
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse an empty text, and read any other."""
+        """Refuse an empty text and a ~ that stands for a home folder, and read any other."""
         if value == "":
             self.fail("the name is empty. Name a file or a folder.", param, ctx)
         home, slash, _ = str(value).partition("/")

@@ -59,7 +59,8 @@ def _limits(
     """--fail-under or --fail-over as limits."""
     from mcspex_cli.evaluation.metrics import METRICS
 
-    name_of_option, limits = parameter.opts[0], dict[str, Limit]()
+    name_of_option = parameter.opts[0]
+    limits: dict[str, Limit] = {}
     for text in texts:
         name, _, number = text.partition("=")
         name = name.strip().removesuffix("_db")

@@ -105,13 +105,13 @@ def simulate(
                 "Choose another -o."
             )
         settings = TrainSettings.read_mixtures(mixtures) if mixtures else MixtureSettings()
-        count = drawn = count or _DEFAULT_COUNT
+        count = count or _DEFAULT_COUNT
 
-        def draw() -> Iterator[Rendering]:  # the speech is read when it is known where to write
+        def draw(count: int) -> Iterator[Rendering]:  # reads the speech once it can be written
             corpus = Corpus.read(sources, sample_rate_hz)
-            yield from simulation.draw_renderings(corpus, settings, drawn, seed or 0)
+            yield from simulation.draw_renderings(corpus, settings, count, seed or 0)
 
-        renderings = draw()
+        renderings = draw(count)
     written = simulation.write_renderings(renderings, output, sample_rate_hz, overwrite=overwrite)
     for _ in console.track(written, "rendering", count):
         pass

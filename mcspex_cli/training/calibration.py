@@ -36,7 +36,7 @@ Vector = npt.NDArray[np.float64]
 _FOLDS = 6
 """Parts of the speakers; each is judged by what was fitted to the others."""
 
-_LOST = 0.03
+LOST = 0.03
 """The share of present voices, and of segments with one, that may be taken for absent."""
 
 _UNLIKE = 0.05
@@ -311,13 +311,13 @@ class Calibrator:
         wrong = float(np.quantile(right, 1 - _UNLIKE)) if len(right) else 1.0
         segment_odds = equal_error(with_target, without)[1]
         parts, clips = self._same_voice()
-        called_present = odds >= np.quantile(odds[with_plain], _LOST)
+        called_present = odds >= np.quantile(odds[with_plain], LOST)
         kinds = {"auc_mixtures": ~turns & ~echo, "auc_turns": turns & ~echo, "auc_echo": echo}
         return replace(
             fitted,
-            threshold=_probability(np.quantile(_file_odds(fitted, trials)[with_plain], _LOST)),
+            threshold=_probability(np.quantile(_file_odds(fitted, trials)[with_plain], LOST)),
             segment_threshold=_probability(segment_odds),
-            mute_threshold=_probability(min(np.quantile(with_target, _LOST), segment_odds)),
+            mute_threshold=_probability(min(np.quantile(with_target, LOST), segment_odds)),
             wrong_speaker=round(wrong, 4),
             same_voice_parts=round(parts, 4),
             same_voice_clips=round(clips, 4),
