@@ -119,19 +119,18 @@ def read_manifest(path: Path, problems: list[str]) -> list[Task]:
         PairingError: the file is not there, not text, of another suffix or without lines, or
             has no column of mixtures.
     """
+    label = storage.label(path)
     readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines, ".scp": _scp}
     read = readers.get(path.suffix.lower())
     if read is None:
-        raise PairingError(
-            f"{storage.label(path)}: a manifest's name ends in {', '.join(readers)}. Rename it."
-        )
+        raise PairingError(f"{label}: a manifest's name ends in {', '.join(readers)}. Rename it.")
     try:
         text = storage.read(path, PairingError).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PairingError(
-            f"{storage.label(path)}: cannot be read (not UTF-8 text). Save it again as UTF-8."
-        ) from error
-    tasks, unknown, label = list[Task](), dict[str, None](), storage.label(path)
+        problem = "cannot be read (not UTF-8 text). Save it again as UTF-8."
+        raise PairingError(f"{label}: {problem}") from error
+    tasks: list[Task] = []
+    unknown: dict[str, None] = {}
     for line, row in read(label, text, unknown):
         try:
             if isinstance(row, str):
@@ -344,10 +343,7 @@ def list_references(source: Path, pattern: str | None, problems: list[str]) -> R
 
 
 def files_by_name(
-    source: Path,
-    kind: str,
-    problems: list[str],
-    also: Collection[str] = (),
+    source: Path, kind: str, problems: list[str], also: Collection[str] = ()
 ) -> dict[str, str]:
     """The files of a folder by their paths in it without suffix, or those of an scp by their ids.
 

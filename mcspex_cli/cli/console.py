@@ -303,10 +303,7 @@ def progress(label: str, total: float | None = 1.0) -> Iterator[Callable[..., No
 
 
 def track(
-    items: Iterable[Item],
-    label: str,
-    total: float,
-    size: Callable[[Item], float] = lambda _: 1.0,
+    items: Iterable[Item], label: str, total: float, size: Callable[[Item], float] = lambda _: 1.0
 ) -> Iterator[Item]:
     """Pass items on, with a progress bar or, without a terminal, a line each minute.
 

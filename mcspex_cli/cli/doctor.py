@@ -286,12 +286,9 @@ def check_torchaudio() -> tuple[str, ...]:
     try:
         return OK, str(import_module("torchaudio").__version__)
     except Exception as error:  # it loads torch's libraries, and may not find them
-        detail = (
-            f"does not import ({in_words(error)}). "
-            "Training changes the speed of speech in a simpler way"
-        )
+        without = "Training changes the speed of speech in a simpler way"
         remedy = "If you train, install the build that fits your torch."
-        return NOTE, detail, remedy
+        return NOTE, f"does not import ({in_words(error)}). {without}", remedy
 
 
 def check_sound_files() -> tuple[str, ...]:

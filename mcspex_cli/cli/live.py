@@ -183,12 +183,7 @@ def _load(
     return begin(sample_rate_hz=sample_rate_hz, absent=request.absent)
 
 
-def _extract(
-    request: LiveRequest,
-    extraction: LiveExtractor,
-    inflow: Inflow,
-    write: Write,
-) -> None:
+def _extract(request: LiveRequest, extraction: LiveExtractor, inflow: Inflow, write: Write) -> None:
     """Push each block as it arrives, write what is due, and say what happens."""
     clock, seconds = _Clock(), 0.0
     present = is_warned = False

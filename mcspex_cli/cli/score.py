@@ -309,11 +309,7 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
     from mcspex_cli.evaluation.pairing import pair
 
     pairings = pair(
-        request.estimates,
-        request.truth,
-        request.mixtures,
-        request.interferers,
-        request.transcripts,
+        request.estimates, request.truth, request.mixtures, request.interferers, request.transcripts
     )
     if request.references or request.reference_folder:
         pairings = _add_references(pairings, request)

@@ -174,11 +174,7 @@ def torchaudio_functional() -> ModuleType | None:
 
 
 def limit_band(
-    signals: Tensor,
-    lowest_hz: Tensor,
-    highest_hz: Tensor,
-    slope_db: Tensor,
-    sample_rate_hz: int,
+    signals: Tensor, lowest_hz: Tensor, highest_hz: Tensor, slope_db: Tensor, sample_rate_hz: int
 ) -> Tensor:
     """Signals [row, sample] with what is from `lowest_hz` to `highest_hz` [row, 1].
 

@@ -182,8 +182,8 @@ def draw_turns(
             t60_s = float(rng.uniform(*_DRAWN.t60_s))
             tracks = _in_room(tracks, sample_rate_hz, t60_s, rng)
         target_track, other_track = tracks
-        id_, mixture = f"turns-{number:04d}", target_track + other_track
-        rendering = Rendering(id_, mixture, target_track, other_track, reference)
+        id_ = f"turns-{number:04d}"
+        rendering = Rendering(id_, target_track + other_track, target_track, other_track, reference)
         yield Case(rendering, target, frozenset(others), turns=True, echo=echo)
 
 
@@ -298,36 +298,37 @@ class Calibrator:
         confused = np.array([trial.confused for trial in trials])
         turns = np.array([trial.turns for trial in trials])
         echo = np.array([trial.echo for trial in trials])
-        with_plain, without_plain = present & ~echo, ~present & ~echo
         speakers = sorted({trial.speaker for trial in trials})
         _check_voices(speakers)
         if confused[present].all():
             raise ConfigError("the wrong voice came out of every mixture. Train the model first.")
-        odds, segments_with, segments_without = self._cross_validate(trials, speakers)
+        odds, with_target, without = self._cross_validate(trials, speakers)
+        present_odds, absent_odds = odds[present & ~echo], odds[~present & ~echo]
         fitted = _fit_weights(self._unfitted, trials)
-        with_target, without = _segment_odds(fitted, trials)
+        fitted_odds = _file_odds(fitted, trials)[present & ~echo]
+        fitted_with_target, fitted_without = _segment_odds(fitted, trials)
         excess = np.array([trial.excess for trial in trials], np.float64)  # nan for None
         right = excess[present & ~confused & np.isfinite(excess)]
         wrong = float(np.quantile(right, 1 - _UNLIKE)) if len(right) else 1.0
-        segment_odds = equal_error(with_target, without)[1]
+        segment_odds = equal_error(fitted_with_target, fitted_without)[1]
         parts, clips = self._same_voice()
-        called_present = odds >= np.quantile(odds[with_plain], LOST)
+        called_present = odds >= np.quantile(present_odds, LOST)
         kinds = {"auc_mixtures": ~turns & ~echo, "auc_turns": turns & ~echo, "auc_echo": echo}
         return replace(
             fitted,
-            threshold=_probability(np.quantile(_file_odds(fitted, trials)[with_plain], LOST)),
+            threshold=_probability(np.quantile(fitted_odds, LOST)),
             segment_threshold=_probability(segment_odds),
-            mute_threshold=_probability(min(np.quantile(with_target, LOST), segment_odds)),
+            mute_threshold=_probability(min(np.quantile(fitted_with_target, LOST), segment_odds)),
             wrong_speaker=round(wrong, 4),
             same_voice_parts=round(parts, 4),
             same_voice_clips=round(clips, 4),
             measured={
                 "recordings": len(self.cases),
                 "speakers": len(speakers),
-                "auc": round(area(odds[with_plain], odds[without_plain]), 4),
-                "equal_error_rate": round(equal_error(odds[with_plain], odds[without_plain])[0], 4),
-                "absent_taken_for_present": _true_share(called_present[without_plain]),
-                "segment_auc": round(area(segments_with, segments_without), 4),
+                "auc": round(area(present_odds, absent_odds), 4),
+                "equal_error_rate": round(equal_error(present_odds, absent_odds)[0], 4),
+                "absent_taken_for_present": _true_share(called_present[~present & ~echo]),
+                "segment_auc": round(area(with_target, without), 4),
                 **{
                     kind: round(area(odds[present & own], odds[~present & own]), 4)
                     for kind, own in kinds.items()
@@ -344,7 +345,8 @@ class Calibrator:
     def _measure_echo(self, centre: Vector) -> tuple[Vector, Vector]:
         """How echo changes embeddings: see `Calibration.echo_directions` and `echo_weights`."""
         rate_hz = self._engine.sample_rate_hz
-        size, dry = round(SEGMENT_S * rate_hz), []
+        size = round(SEGMENT_S * rate_hz)
+        dry = []
         for case in self.cases:
             reference = case.rendering.reference
             starts = range(0, max(1, len(reference) - size + 1), size)
@@ -372,7 +374,8 @@ class Calibrator:
         """
         places = dict(zip(self._rng.permutation(speakers), range(len(speakers)), strict=True))
         fold = np.array([places[trial.speaker] % _FOLDS for trial in trials])
-        odds, segments = np.zeros(len(trials)), []
+        odds = np.zeros(len(trials))
+        segments = []
         for part in range(_FOLDS):
             own = [trial for trial, other in zip(trials, fold, strict=True) if other == part]
             others = [trial for trial, other in zip(trials, fold, strict=True) if other != part]
@@ -384,7 +387,8 @@ class Calibrator:
 
     def _same_voice(self) -> tuple[float, float]:
         """How similar at least parts of a clip are, and clips of a voice; see `Calibration`."""
-        rate_hz, parts, clips = self._engine.sample_rate_hz, [], []
+        rate_hz = self._engine.sample_rate_hz
+        parts, clips = [], []
         for case, voice in zip(self.cases, self._voices, strict=True):
             rendering = case.rendering
             clip = Clip(rendering.id, rendering.reference, rate_hz)
@@ -415,13 +419,14 @@ class Calibrator:
         result = meter.result()
         shares = []
         for segment in result.segments:
+            if segment.similarity is None:
+                continue
             part = slice(round(segment.start_s * rate_hz), round(segment.end_s * rate_hz))
             target, mixture = (
                 float(np.square(signal[part], dtype=np.float64).sum())
                 for signal in (rendering.target, rendering.mixture)
             )
-            if segment.similarity is not None:
-                shares.append(target / max(mixture, 1e-12) if present else 0.0)
+            shares.append(target / max(mixture, 1e-12) if present else 0.0)
         confused = si_sdr(estimate, rendering.interferer) > si_sdr(estimate, rendering.target)
         return Trial(
             features_of(result.segments),

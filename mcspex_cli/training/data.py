@@ -92,8 +92,9 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
         ]
         _warn_of_left_out(doubles, "a file of the same name takes its place")
         for path in paths:
-            name, chapter = _LIBRISPEECH.fullmatch(path.stem), path.parent
-            is_librispeech = name and (chapter.parent.name, chapter.name) == (name[1], name[2])
+            chapter = path.parent
+            match = _LIBRISPEECH.fullmatch(path.stem)
+            is_librispeech = match and match.groups() == (chapter.parent.name, chapter.name)
             own = speakers.setdefault(chapter.resolve(), str(chapter))
             speaker = _speaker(path.stem) if is_librispeech else own
             utterances.append(Utterance(path, speaker, path.stem))
@@ -413,8 +414,8 @@ class Corpus:
 def _warn_of_left_out(paths: Sequence[Path], reason: str) -> None:
     if paths:
         rest = len(paths) - 1
-        others = f" So {'is 1 other file' if rest == 1 else f'are {rest} other files'}."
-        _logger.warning(f"{paths[0]}: is left out, as {reason}.{others if rest else ''}")
+        others = {0: "", 1: " So is 1 other file."}.get(rest, f" So are {rest} other files.")
+        _logger.warning(f"{paths[0]}: is left out, as {reason}.{others}")
 
 
 def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:

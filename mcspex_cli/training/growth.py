@@ -52,9 +52,10 @@ def build_system(
             or would make its network smaller.
         CheckpointError: it cannot be loaded, or has no counterpart at the sample rate.
     """
-    model, true_level = settings.model, settings.mixtures.absent > 0
-    parts = {key: getattr(model, key) for key in ("scale_fuser", "consm", "scale_intermg")}
-    parts = {key: value for key, value in parts.items() if value}
+    model = settings.model
+    true_level = settings.mixtures.absent > 0
+    keys = ("scale_fuser", "consm", "scale_intermg")
+    parts = {key: getattr(model, key) for key in keys if getattr(model, key)}
     if start is None:
         config = sized(model.system or "mcspex", model.size or "small", sample_rate_hz, speakers)
         config = replace(config, true_level=true_level, **parts)

@@ -29,9 +29,6 @@ _BABBLERS = 6
 _RAMP_S = 0.02
 """How softly a talker starts or stops where the overlap is partial."""
 
-Span = tuple[float, float]
-"""From when to when somebody speaks, as shares of the segment."""
-
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -70,8 +67,9 @@ class Plan:
     """In samples."""
     snr_db: tuple[float, ...]
     """For each interferer; empty if the talkers are as loud as in their files."""
-    target_speaks: Span
-    interferers_speak: Span
+    target_speaks: tuple[float, float]
+    """From when to when, as shares of the segment."""
+    interferers_speak: tuple[float, float]
     present: bool
     level_db: float
     reference_level_db: float

@@ -218,8 +218,7 @@ class TrainSettings:
         tables = _read_tables(path)
         if tables and "mixtures" not in tables:
             raise ConfigError(f"{path}: has no table [mixtures], so it does not say what to draw.")
-        tables = {"mixtures": tables.get("mixtures", {})}
-        return _convert(path, tables).mixtures
+        return _convert(path, {"mixtures": tables.get("mixtures", {})}).mixtures
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
@@ -230,6 +229,7 @@ def _read_tables(path: Path) -> dict[str, Any]:
 
 
 def _convert(path: Path, tables: dict[str, Any]) -> TrainSettings:
+    """Check each key and value; also warn of a folder that no mixture would use."""
     kinds = get_type_hints(TrainSettings)
     for name, table in tables.items():
         if name not in kinds:
