@@ -48,6 +48,13 @@ def sounds(folder: Path, name: str, *kinds: str) -> list[audio.Samples]:
 
 
 @pytest.fixture
+def librimix(librimix: Path) -> Path:
+    """Without the mixture that its metadata leaves out, of which there would be a warning."""
+    (librimix / "test" / "mix_clean" / f"{LIBRIMIX['test'][2]}.wav").unlink()
+    return librimix
+
+
+@pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
