@@ -338,8 +338,11 @@ def _gather(systems: Sequence[SystemOutputs], settings: PageSettings) -> list[Co
 
 
 def _has_score(output: Output, case: ComparisonCase) -> bool:
-    """Whether an output has been scored, with the case's mixture and, if it has one, truth."""
-    if not output.row or (case.truth and output.row["status"] == Status.DONE):
+    """Whether an output has been scored, with the case's mixture and, if it has one, truth.
+
+    What was refused is tried again: now there may be other settings, such as `resample`.
+    """
+    if not output.row or (case.truth and output.row["status"] in (Status.DONE, *Status.REFUSED)):
         return False
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
     return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)

@@ -183,6 +183,10 @@ def test_a_batchs_own_scores_are_taken_and_others_are_made(scene: Path) -> None:
     (case,) = compare_systems(runs, PageSettings(scene / "bad")).cases
     assert case.rows[0]
     assert (case.rows[0]["pesq"], case.rows[0]["snr_db"] is None) == (None, False)
+    refused = {**row, "status": "rate differs", "presence": 0.5, "estimate": "a.wav", **names}
+    (case,) = compare_systems([read_system(batch(scene / "good", [refused]))], PageSettings()).cases
+    assert case.rows[0]["presence"] == 0.5
+    assert case.rows[0]["status"] != "rate differs"  # as perhaps there is --resample now
     damaged = {**row, "pesq": "2", "estimate": "a.wav", **names}
     with pytest.raises(ConfigError, match="its scores are damaged"):
         read_system(batch(scene / "good", [damaged]))
