@@ -55,7 +55,8 @@ _MIN_SNR_DB = 5.0
 """White noise 5 dB below the speech costs 0.2 dB; noise as loud as the speech costs 0.6 dB."""
 
 _MIN_RANGE_DB = 6.0
-"""The range of the middle 90 % of the levels of frames: speech has 20 dB and more, noise 3."""
+"""The range of the middle 90 % of the levels of frames with speech: in a quiet room it is 20 dB and
+more. Of noise, all of which is taken for speech, it is 3 dB."""
 
 _MIN_LEVEL_DB = -75.0
 """Speech below this has lost its detail in a 16-bit file. Above it, loudness does not matter."""
@@ -218,8 +219,10 @@ class Clip:
 
         `join_voices` warns of too little speech, since it knows all clips.
         """
-        speech_db, snr_db = _mean_db(self.levels_db[self.is_speech]), self._snr_db()
-        range_db = float(np.ptp(np.percentile(self.levels_db, (5, 95))))
+        speech_levels_db, snr_db = self.levels_db[self.is_speech], self._snr_db()
+        speech_db = _mean_db(speech_levels_db)
+        # Of the speech alone: a long clip may be silent nearly throughout.
+        range_db = float(np.ptp(np.percentile([*speech_levels_db] or [-120, 0], (5, 95))))
         reason = None
         if two_voices:
             reason = "sounds like two voices. Give clips, or spans, of one voice alone."

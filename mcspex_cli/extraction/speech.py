@@ -28,6 +28,10 @@ _CUT_DB = 60.0
 _CONTRAST_DB = 8.0
 """With less than this between its quiet and its loud parts, a recording has no pauses."""
 
+_NOISE_RANGE_DB, _LOUD_FRAMES, _RARE_DB = 15.0, 200, 10.0
+"""In a long recording, less than 5 % of the frames may have speech. The others are then noise,
+whose range is smaller than that of speech, and the loudest 2 s are far above them."""
+
 _SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, however quiet the room
 _PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
 _SMOOTHED_FRAMES = 5  # over which a level is averaged
@@ -59,6 +63,7 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
 
     The threshold lies a quarter of the way from the level of the quietest 0.2 s to that of the
     loud frames; in a quiet room, 35 dB below the loud frames. Digital silence is never speech.
+    Speech that is rare is what stands out of the noise.
 
     A recording without pauses is active throughout. So are constant noise and music, which
     cannot be told from it by their level. A silent recording is active nowhere.
@@ -73,6 +78,9 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
     shortest = min(_PAUSE_FRAMES, int(sounding.sum()))
     pauses = np.convolve(powers[sounding], np.ones(shortest) / shortest, "valid")
     quiet_db = float(_levels_db(pauses.min()))
+    loudest_db = float(np.sort(audible)[-_LOUD_FRAMES:][0])
+    if loud_db - quiet_db < _NOISE_RANGE_DB and loudest_db - loud_db > _RARE_DB:
+        quiet_db, loud_db = loud_db, loudest_db
     if loud_db - quiet_db < _CONTRAST_DB:
         return sounding
     threshold_db = max(quiet_db + max(4.0, (loud_db - quiet_db) / 4), loud_db - _SOFTEST_DB)

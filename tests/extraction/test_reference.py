@@ -225,6 +225,15 @@ def test_poor_clips_have_a_warning(engine: Engine) -> None:
         assert re.match(warning, line), line
 
 
+@pytest.mark.parametrize("floor", [0.0, 1e-4])
+def test_a_long_clip_with_little_speech_is_not_called_equally_loud(
+    engine: Engine, floor: float
+) -> None:
+    said = np.concatenate([np.zeros(120 * RATE_HZ, np.float32), talk(1, 0, 4, RATE_HZ)])
+    noise = np.random.default_rng(0).standard_normal(len(said)).astype(np.float32)
+    assert quality_of(said + floor * noise, engine)[1].warnings == ()
+
+
 @pytest.mark.parametrize("gain", [1, 50])
 def test_clipping_counts_runs_at_one_level_from_full_scale_on(gain: float) -> None:
     samples = np.tile(np.float32([0.01, -0.01]), 4000)

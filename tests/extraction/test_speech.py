@@ -59,6 +59,17 @@ def test_noise_is_no_speech_where_there_is_also_digital_silence() -> None:
     assert start_s == pytest.approx(4.0, abs=0.15)
 
 
+@pytest.mark.parametrize("wavering_db", [0, 5])
+def test_rare_speech_is_found_in_noise(wavering_db: float) -> None:
+    """As on the track of a microphone whose owner hardly speaks: 3 s in 2 min."""
+    wave = np.sin(np.arange(120 * RATE_HZ) / RATE_HZ, dtype=np.float32)
+    samples = noise(120, -60) * 10 ** (wavering_db / 20 * wave)
+    samples[60 * RATE_HZ : 63 * RATE_HZ] += talk(1, 0, 3, RATE_HZ)
+    ((start_s, end_s),) = found(samples)
+    assert start_s == pytest.approx(60.0, abs=0.15)
+    assert end_s == pytest.approx(63.0, abs=0.5)
+
+
 def test_what_has_no_pauses_is_active_throughout() -> None:
     assert detect_speech(frame_levels_db(noise(2, -30), RATE_HZ)).all()
     sound = talk(1, 0, 4, RATE_HZ)
