@@ -555,8 +555,7 @@ def same_places(one: str, other: str) -> bool:
 
 def unchanged(one: str, other: str) -> bool:
     """Whether two keys are of files in the same places, with the same sizes and times."""
-    same_stamps = one.partition("-")[0] == other.partition("-")[0]
-    return one == other or (same_stamps and same_places(one, other))
+    return one.partition("-")[0] == other.partition("-")[0] and same_places(one, other)
 
 
 def hash_of(value: object) -> str:

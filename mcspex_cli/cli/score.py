@@ -497,24 +497,15 @@ def _page_settings(
     ),
     overwrite: bool = flag("Replace an existing page and its files."),
 ) -> PageSettings:
+    values = locals()  # most options are called like the fields of `PageSettings`
     from mcspex_cli.evaluation.comparison import SETTINGS, PageSettings
     from mcspex_cli.evaluation.report import read_groups
 
     options.check_needs({"group_by": ("groups",)})
     _check_roles(truth, mixtures, ())
-    by_name = read_groups(groups, group_by) if groups else None
-    scores = replace(SETTINGS, resample=resample, channel=channel)
-    return PageSettings(
-        truth=truth,
-        mixtures=mixtures,
-        groups=by_name,
-        scores=scores,
-        max_cases=max_cases,
-        seed=seed,
-        embed=embed,
-        overwrite=overwrite,
-        title=title,
-    )
+    values["groups"] = read_groups(groups, group_by) if groups else None
+    values["scores"] = replace(SETTINGS, resample=resample, channel=channel)
+    return options.call(PageSettings, values)
 
 
 @options.command()

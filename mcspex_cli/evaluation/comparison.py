@@ -84,10 +84,12 @@ def read_systems(words: Sequence[str]) -> list[SystemOutputs]:
     systems: dict[str, SystemOutputs] = {}
     for word in words:
         label, equals, folder = word.partition("=")
-        is_path = not equals or Path(word).exists()
-        if not (word if is_path else label.strip() and folder):
+        has_name = equals and not Path(word).exists()
+        if not has_name:
+            label, folder = "", word
+        if not folder or (has_name and not label.strip()):
             raise PairingError(f"{word!r}: is neither FOLDER nor NAME=FOLDER. Name a folder.")
-        system = read_system(Path(word)) if is_path else read_system(Path(folder), label)
+        system = read_system(Path(folder), label)
         if system.label in systems:
             raise PairingError(
                 f"{systems[system.label].folder} and {system.folder}: both are called "

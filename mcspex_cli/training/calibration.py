@@ -429,15 +429,15 @@ class Calibrator:
             shares.append(target / max(mixture, 1e-12) if present else 0.0)
         confused = si_sdr(estimate, rendering.interferer) > si_sdr(estimate, rendering.target)
         return Trial(
-            features_of(result.segments),
-            np.array(shares),
-            result.excess,
-            present,
-            speaker,
-            present and confused and not case.turns,
-            case.turns,
-            case.echo,
-            len(rendering.mixture) / rate_hz,
+            features=features_of(result.segments),
+            shares=np.array(shares),
+            excess=result.excess,
+            present=present,
+            speaker=speaker,
+            confused=present and confused and not case.turns,
+            turns=case.turns,
+            echo=case.echo,
+            seconds=len(rendering.mixture) / rate_hz,
         )
 
 

@@ -149,11 +149,9 @@ class MixtureSampler:
 
     def plan(self, seed: int, step: int, rows: range) -> list[Plan]:
         """Draw the plans for some rows of a step."""
-        settings = self.settings
-        shortest, longest = settings.reference_s
+        settings, span_s = self.settings, self.settings.reference_s
         # In tenths of a second: Fourier transforms of most other lengths are slow.
-        lengths_s = np.linspace(shortest, longest, settings.reference_lengths).round(1)
-        lengths_s = lengths_s.clip(shortest, longest)
+        lengths_s = np.linspace(*span_s, settings.reference_lengths).round(1).clip(*span_s)
         lengths = (lengths_s * self.corpus.sample_rate_hz).round().astype(int)
         length = int(np.random.default_rng((seed, step)).choice(lengths))
         plans: list[Plan] = []
