@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -239,10 +239,10 @@ class _Planner:
         self.problems: list[str] = []
         self._stamps: dict[str, storage.Stamp | None] = {}
         self._locations = Locations(self.request.output)
-        self._inside: dict[str, bool] = {}
-        """By an output's folder, whether no link leads to it out of the batch's."""
-        self._has_journal: dict[Path, bool] = {}
-        """By a folder with an `audio/` or `residual/` in it, whether it is a batch's."""
+        self._is_inside = cache(
+            lambda path, root: Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+        )
+        self._is_batch = cache(lambda folder: storage.is_folder(folder / JOURNAL))
         self._names: dict[Path, dict[str, Path]] = {}
         """What is in folders, by `files.name_key`."""
 
@@ -314,12 +314,8 @@ class _Planner:
         for folder in Path(name).parents:
             if folder == root:
                 break
-            if folder.name in {AUDIO, RESIDUAL}:
-                batch = folder.parent
-                if batch not in self._has_journal:
-                    self._has_journal[batch] = storage.is_folder(batch / JOURNAL)
-                if self._has_journal[batch]:
-                    return batch
+            if folder.name in {AUDIO, RESIDUAL} and self._is_batch(folder.parent):
+                return folder.parent
         return None
 
     @cached_property
@@ -497,10 +493,7 @@ class _Planner:
             return f"is too long: disks allow {files.LONGEST_NAME} bytes"
         root = f"{self.request.output}/{kind}"
         parent = os.path.dirname(f"{root}/{name}")  # noqa: PTH120
-        if parent not in self._inside:
-            real = Path(os.path.realpath(parent))
-            self._inside[parent] = real.is_relative_to(os.path.realpath(root))
-        return None if self._inside[parent] else "leaves the output folder by a link"
+        return None if self._is_inside(parent, root) else "leaves the output folder by a link"
 
     def _input_key(self, task: Task) -> str:
         inputs = (task.mixture, *task.references)
