@@ -153,7 +153,7 @@ def prepare_publication(
             )
         minutes = info.provenance.get("minutes")
         origin = f"Trained for {minutes:.0f} min." if isinstance(minutes, float) else ""
-        text = make_card(info, repo, licence, data, origin).encode()
+        content = make_card(info, repo, licence, data, origin).encode()
     else:
         if data or (licence and card.licence):
             option = "--data" if data else "--license"
@@ -167,9 +167,9 @@ def prepare_publication(
                 f"{path}: the metadata at its top, between two lines of ---, lacks "
                 f"{', '.join(missing)}. Add them."
             )
-        text = path.read_bytes()
+        content = path.read_bytes()
         if licence:
             card.source.data["license"] = licence
-            text = str(card.source).encode()
+            content = str(card.source).encode()
     config = (info.folder / CONFIG).read_bytes()
-    return {CONFIG: config, WEIGHTS: info.weights.read_bytes(), CARD: text}
+    return {CONFIG: config, WEIGHTS: info.weights.read_bytes(), CARD: content}

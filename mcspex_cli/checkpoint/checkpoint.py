@@ -160,7 +160,8 @@ def find_checkpoint(
     if not isinstance(model, str | Path):
         raise TypeError(f"a model is a name or a folder, not {model!r:.80}")
     name = None if isinstance(model, Path) else HubName.parse(model)
-    folder, is_name = Path(model), name is not None or str(model) in bundle
+    folder = Path(model)
+    is_name = name is not None or str(model) in bundle
     is_folder = str(model) != "" and os.path.isdir(folder)  # noqa: PTH112 (too long is no error)
     if is_folder and (not is_name or (folder / CONFIG).is_file()):
         return _describe(folder)
@@ -210,7 +211,8 @@ def pull(name: HubName, progress: Callable[[int, int], None] | None = None) -> C
 
     folder = hub.fetch(listing, CONFIG, advance).parent
     try:
-        config, remote = read_config(folder, str(name), "Tell its author."), listing.files[WEIGHTS]
+        config = read_config(folder, str(name), "Tell its author.")
+        remote = listing.files[WEIGHTS]
         largest = _largest_bytes(new_system(config.system, name))
         if remote.size > largest:
             raise CheckpointError(
@@ -291,12 +293,13 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
             or do not fit the system that the config describes.
     """
     info = model if isinstance(model, CheckpointInfo) else find_checkpoint(model)
-    system, path = new_system(info.config, info.folder / CONFIG), info.weights
+    path = info.weights
     if info.has_only_graphs:
         raise CheckpointError(
             f"{info.folder}: has only graphs, which are for --runtime onnx. Name the model that "
             "was exported."
         )
+    system = new_system(info.config, info.folder / CONFIG)
     if info.weight_bytes > _largest_bytes(system):
         raise CheckpointError(
             f"{path}: has {info.weight_bytes:,} bytes, too many for this network. {info.remedy}"

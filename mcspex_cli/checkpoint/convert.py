@@ -155,12 +155,12 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
         notes.append(
             "It has no speaker classifier; the model gets one for a single speaker, with zeros."
         )
-    system, sha256, file = _assemble(weights, sizes), hub.checksum(path), printable(path.name)
+    file, sha256 = printable(path.name), hub.checksum(path)
     return Conversion(
-        system,
-        f"SpEx+, from the layers of {name}",
-        f"Converted from `{file}` (sha256 `{sha256}`), whose layers are named as in {name}.",
-        {"converted_from": {"file": file, "sha256": sha256, "layout": name}},
+        system=_assemble(weights, sizes),
+        summary=f"SpEx+, from the layers of {name}",
+        origin=f"Converted from `{file}` (sha256 `{sha256}`), whose layers are named as in {name}.",
+        provenance={"converted_from": {"file": file, "sha256": sha256, "layout": name}},
         notes=tuple(notes),
     )
 
@@ -172,14 +172,15 @@ def resample(info: checkpoint.CheckpointInfo, sample_rate_hz: int) -> Conversion
     """
     system = at_sample_rate(checkpoint.load_checkpoint(info), sample_rate_hz)
     card = read_card(info.folder)
+    resampled_from = {"model": info.label, "sha256": info.sha256}
     return Conversion(
-        system,
-        f"{info.label} at {sample_rate_hz} Hz",
-        f"{info.label} (sha256 `{info.sha256}`), taken from {info.config.sample_rate_hz} Hz to "
-        f"{sample_rate_hz} Hz by `mcspex models convert`. In the band of the lower rate its "
+        system=system,
+        summary=f"{info.label} at {sample_rate_hz} Hz",
+        origin=f"{info.label} (sha256 `{info.sha256}`), taken from {info.config.sample_rate_hz} Hz "
+        f"to {sample_rate_hz} Hz by `mcspex models convert`. In the band of the lower rate its "
         "output is the same; above, it has learned nothing.",
-        {**info.provenance, "resampled_from": {"model": info.label, "sha256": info.sha256}},
-        info.calibration,
+        provenance={**info.provenance, "resampled_from": resampled_from},
+        calibration=info.calibration,
         licence=card.licence if card else None,
         more=f"\n## The card of {info.label}\n\n{card.text}\n" if card else "",
     )
@@ -317,7 +318,7 @@ class _Weights:
         return shape
 
     def count(self, pattern: str) -> int:
-        """Return how many numbers a pattern finds in the names."""
+        """Return how many different numbers a pattern finds in the names."""
         return len({m[1] for key in self.tensors if (m := re.match(pattern, key))})
 
 
@@ -393,6 +394,7 @@ def _assemble(weights: _Weights, config: SystemConfig) -> System:
             k: torch.zeros(t.shape) for k, t in expected.items() if k.startswith("classifier.")
         }
     places = {key for key in expected if not key.endswith(".condition.condition.weight")}
+    # What is named as ours is, is not of their program.
     if odd := [key for key in tensors if key not in places or weights.names.get(key) == key]:
         raise weights.refusal(odd, "no place for this in the SpEx+ that mcspex has.")
     if missing := [key for key in expected if key in places and key not in tensors]:
@@ -402,7 +404,7 @@ def _assemble(weights: _Weights, config: SystemConfig) -> System:
             tensors[key] = tensor.flatten()
         if match := re.match(r"(extractor\.stacks\.\d+\.condition\.)widen\.weight$", key):
             # Theirs sees the features and the embedding at once, ours one after the other.
-            weights.shape(key)
+            weights.shape(key)  # which refuses what is no convolution
             condition = f"{match[1]}condition.weight"
             tensors[key] = tensor[:, : config.channels]
             tensors[condition] = tensor[:, config.channels :].flatten(1)

@@ -81,19 +81,16 @@ class ExtractionOptions:
     """Whether a damaged file is an error ("fail") or gives what can be read of it ("keep")."""
 
     def __post_init__(self) -> None:
-        examples = {"channel": "1", "track": "1", "level": "match", "subtype": "PCM_16"}
-        for name, example in (examples | {"absent": "keep", "damaged": "fail"}).items():
+        choices = {"absent": ABSENT, "subtype": audio.SUBTYPES, "damaged": get_args(audio.Damaged)}
+        for name in ("channel", "track", "level", *choices):
             value = getattr(self, name)
-            if not isinstance(value, str) and (name, value) != ("track", None):
+            if name == "track" and value is None:
+                continue
+            if not isinstance(value, str):
+                example = "1" if name in ("channel", "track") else getattr(type(self), name)
                 raise TypeError(f'{name} is text, such as "{example}", not {value!r:.80}')
-        for name, choices in (
-            ("absent", ABSENT),
-            ("subtype", audio.SUBTYPES),
-            ("damaged", get_args(audio.Damaged)),
-        ):
-            if getattr(self, name) not in choices:
-                value, listed = getattr(self, name), ", ".join(choices)
-                raise ValueError(f"{name} {value!r} is none of {listed}")
+            if name in choices and value not in choices[name]:
+                raise ValueError(f"{name} {value!r} is none of {', '.join(choices[name])}")
         Level.parse(self.level)
         if self.channel not in ("mix", "all") and not audio.is_channel_number(self.channel):
             raise ValueError(
@@ -205,11 +202,11 @@ class Job:
     def check_outputs(self, used_files: files.UsedFiles) -> None:
         """Refuse outputs that cannot be written, or harm a file in `used_files`; add them."""
         self.check_folder()
-        name, outputs, paths = self.name, self.outputs, self.outputs.paths()
+        outputs, paths = self.outputs, self.outputs.paths()
         for path in paths:
             is_activity = path is outputs.activity
             files.check_suffix(path, ACTIVITY_FORMATS if is_activity else audio.FORMATS)
-        used_files.add(self.mixture, paths, name, overwrite=outputs.overwrite)
+        used_files.add(self.mixture, paths, self.name, overwrite=outputs.overwrite)
 
     def open(self, options: ExtractionOptions) -> audio.Reader:
         """Open the mixture, and check all that can be checked without a model.

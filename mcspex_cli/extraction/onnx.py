@@ -287,7 +287,7 @@ def export(system: System, info: CheckpointInfo, folder: Path) -> None:
         "least_reference_samples": system.least_reference_samples,
     }
     for name in (EMBED, EXTRACT):
-        _write(system, name, folder / name, {key: str(value) for key, value in facts.items()})
+        _write(system, folder / name, {key: str(value) for key, value in facts.items()})
     sums = {name: checksum(folder / name) for name in (EMBED, EXTRACT)}
     document = {"fingerprint": fingerprint(info), **facts, "sha256": sums}
     (folder / GRAPHS).write_text(json.dumps(document, indent=2) + "\n")
@@ -295,8 +295,8 @@ def export(system: System, info: CheckpointInfo, folder: Path) -> None:
         _compare(system, OnnxRuntime(folder, config, EngineSettings("cpu", "float32")))
 
 
-def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None:
-    """Write one graph, in operators that ONNX Runtime is quick at."""
+def _write(system: System, path: Path, facts: dict[str, str]) -> None:
+    """Write the graph that `path` names, in operators that ONNX Runtime is quick at."""
     import torch
     from torch import Tensor, nn
 
@@ -308,7 +308,7 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
             self.system = system
 
         def forward(self, *inputs: Tensor) -> Tensor:
-            return getattr(self.system, path.stem)(*inputs)
+            return getattr(self.system, path.stem)(*inputs)  # embed or extract
 
     plain = copy.deepcopy(system).cpu().float().eval().requires_grad_(False)
     for module in list(plain.modules()):
@@ -316,7 +316,7 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
             if isinstance(part, nn.PReLU):
                 setattr(module, child, nn.LeakyReLU(part.weight.item()))
     signal = torch.zeros(2, 2 * system.least_reference_samples + 1)
-    inputs = _INPUTS[name]
+    inputs = _INPUTS[path.name]
     with _silence():
         program = torch.onnx.export(
             Part(plain),
@@ -324,14 +324,14 @@ def _write(system: System, name: str, path: Path, facts: dict[str, str]) -> None
             dynamo=True,
             opset_version=_OPSET,
             input_names=inputs,
-            output_names=[_OUTPUT[name]],
+            output_names=[_OUTPUT[path.name]],
             dynamic_shapes=(({0: "batch", 1: "sample"}, {0: "batch"})[: len(inputs)],),
             verbose=False,
         )
     assert program is not None
     for node in program.model.graph:
         node.metadata_props.clear()  # the files and lines of whoever exported it
-    if name == EXTRACT:
+    if path.name == EXTRACT:
         program.model.graph.outputs[0].shape = program.model.graph.inputs[0].shape
     program.model.metadata_props.update(facts)
     program.save(path)

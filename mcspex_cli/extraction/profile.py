@@ -230,7 +230,7 @@ def _read(path: Path) -> tuple[str | None, dict[str, Any]]:
 
     if path.exists() and not path.is_file():  # opening a pipe would wait forever
         raise CheckpointError(f"{path}: is not a file. Name a voice profile.")
-    with files.reading(path, CheckpointError), path.open("rb"):
+    with files.reading(path, CheckpointError), path.open("rb"):  # for a clear error
         size = path.stat().st_size
     try:
         with safe_open(path, framework="numpy") as file:

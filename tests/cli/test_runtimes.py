@@ -265,7 +265,7 @@ def test_a_batch_says_what_ran_it_and_keeps_to_it(
     assert done.exit_code == 0, done.output
     assert json.loads(Path("out/run.json").read_text())["runtime"] == [used]
     done = Journal(Path("out")).results.values()
-    assert [one.result["runtime"] for lines in done for one in lines] == [used, used]
+    assert [one.result()["runtime"] for lines in done for one in lines] == [used, used]
     again = run(*words, "--runtime", used, "--devices", "cpu")
     assert "2 of them before" in again.stderr
     other = run(*words, "--runtime", "torch" if used == "onnx" else "onnx", "--devices", "cpu")

@@ -199,8 +199,8 @@ def test_a_lack_of_memory_is_told_from_other_errors(design: tuple[System, Path])
 def test_graphs_that_are_not_the_system_are_not_kept(
     design: tuple[System, Path], tiny: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(_: System, name: str, path: Path, __: dict[str, str]) -> None:
-        shutil.copyfile(design[1] / name, path)
+    def write(_: System, path: Path, __: dict[str, str]) -> None:
+        shutil.copyfile(design[1] / path.name, path)
 
     monkeypatch.setattr(graphs, "_write", write)
     monkeypatch.setattr(graphs, "load_checkpoint", lambda _: tiny)
