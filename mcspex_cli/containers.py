@@ -354,7 +354,8 @@ def _check_sample_bytes(data: SoundBytes) -> None:
         is_usual = not is_sure or _take_usual_bytes(bits, channels, frame_bytes)
     else:
         layout = ">HHIIHH" if kind == b"RIFX" else "<HHIIHH"
-        _, channels, _, _, frame_bytes, bits = values = struct.unpack_from(layout, form)
+        values = struct.unpack_from(layout, form)
+        _, channels, _, _, frame_bytes, bits = values
         is_usual = is_usual_wav(*values)
     if channels and bits and not is_usual:
         raise AudioError(

@@ -108,14 +108,13 @@ def make_card(
         eval_results=[result] if result else None,
     ).to_yaml()
     sources = "\n".join(f"- {line}" for line in data)
-    weights = count_weights(info)
     return f"""---
 {metadata}
 ---
 
 # {name}
 
-{info.title}, {weights / 1e6:.3g} M weights, {info.config.sample_rate_hz} Hz. {origin}
+{info.title}, {count_weights(info) / 1e6:.3g} M weights, {info.config.sample_rate_hz} Hz. {origin}
 sha256 of `{WEIGHTS}`: `{info.sha256}`
 
 Runs in mcspex, a command-line tool that pulls one person's voice out of a recording in which

@@ -190,12 +190,8 @@ def downloads() -> dict[HubName, list[str]]:
 def _refs(repository: Path) -> dict[str, str]:
     """The branches and tags of a repository in the cache, each with its commit."""
     folder = repository / "refs"
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    return {
-        name: path.read_text(errors="replace").strip()
-        for name, path in paths.items()
-        if path.is_file()
-    }
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {p.relative_to(folder).as_posix(): p.read_text(errors="replace").strip() for p in paths}
 
 
 def remove(commits: Sequence[HubName]) -> int:
@@ -225,7 +221,7 @@ def remove(commits: Sequence[HubName]) -> int:
     return sum(before[path] for path in gone)
 
 
-# Downloads.
+# Requests.
 
 
 def look_up(name: HubName) -> Listing:
@@ -301,7 +297,7 @@ def fetch(listing: Listing, file: str, advance: Callable[[int], None]) -> Path:
 
     if remote.matches(path):
         return path
-    for again in (path.is_file(), True):
+    for again in (path.is_file(), True):  # what is there is damaged
         with _client(name) as api:
             api.hf_hub_download(
                 name.repo,
@@ -351,7 +347,7 @@ def upload(contents: dict[str, bytes], name: HubName, *, private: bool) -> str:
     return commit.commit_url
 
 
-# What the Hub answers.
+# The client, and its errors as ours.
 
 
 def reach(timeout_s: float) -> str:

@@ -363,10 +363,9 @@ class Engine:
         leaves of the mixture. See `_refine`.
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
-        computed: Iterator[Samples] = iter(())
-        if missing := [k for k, first in enumerate(firsts) if first is None]:
-            missed = [signals[k] for k in missing]
-            computed = iter(self.runtime.extract(missed, embeddings[missing]))
+        missing = [k for k, first in enumerate(firsts) if first is None]
+        missed = [signals[k] for k in missing]
+        computed = iter(self.runtime.extract(missed, embeddings[missing]) if missing else ())
         unshifted = [next(computed) if first is None else first for first in firsts]
         estimates = self._mean_of_shifts(signals, embeddings, shifts[2::2], unshifted)
         if passes == 1:

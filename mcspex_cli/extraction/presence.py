@@ -404,12 +404,11 @@ def join_channels(
         start, end = surest.start_s + start_s, surest.end_s + start_s
         segments.append(replace(surest, start_s=start, end_s=end))
     spans = find_spans(results, gains_db)
-    share = speech.share_of_speech(best.estimate_db + gain_db, best.mixture_db)
     return replace(
         best,
         segments=tuple(segments),
         spans=tuple((round(a_s + start_s, 3), round(b_s + start_s, 3)) for a_s, b_s in spans),
-        speech_left=share,
+        speech_left=speech.share_of_speech(best.estimate_db + gain_db, best.mixture_db),
     )
 
 

@@ -468,7 +468,8 @@ def enroll(
     listed: list[Path | Clip] = []
     for source in sources:
         listed += list_sources([source]) if isinstance(source, Path) else [source]
-    voices, warnings = [], []
+    voices: list[Voice] = []
+    warnings: list[str] = []
     names: dict[object, str] = {}
     for one in listed:
         name = one.name if isinstance(one, Clip) else str(one)
@@ -482,12 +483,11 @@ def enroll(
         if isinstance(one, Path) and is_profile_name(one):
             profile = read_profile(one)
             enrolment = profile.enrolment_for(model, one)
-            voices.append(
-                Voice(enrolment.embedding, profile.qualities, enrolment.seconds, (), (name,))
-            )
-            continue
-        clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
-        voices.append(embed_clip(clip, engine, _mean(voices) if voices else None))
+            voice = Voice(enrolment.embedding, profile.qualities, enrolment.seconds, (), (name,))
+        else:
+            clip = one if isinstance(one, Clip) else read_clip(one, engine.sample_rate_hz, advance)
+            voice = embed_clip(clip, engine, _mean(voices) if voices else None)
+        voices.append(voice)
     voice = join_voices(voices, engine.calibration)
     return replace(
         voice,
