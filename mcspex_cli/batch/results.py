@@ -166,14 +166,7 @@ def write(
             )
         results, rows = _rows(work, journal, score_settings)
         failures = [
-            {
-                "id": task.id,
-                **{key: row[key] for key in _INPUT_KEYS if key in row},
-                "output": task.output,
-                RESIDUAL: task.residual,
-                ACTIVITY: task.activity,
-                "reason": row["note"],
-            }
+            _failure(task, row)
             for task, row in zip(plan.tasks, rows, strict=True)
             if row["status"] == Status.FAILED
         ]
@@ -239,6 +232,18 @@ def _row(task: Task, line: ResultLine, score: Mapping[str, Any]) -> dict[str, An
     row = {name: value for name, value in line.result().items() if name not in _RUN_KEYS}
     row["warnings"] = [text.replace(task.mixture, task.id) for text in row.get("warnings", ())]
     return row | {name: v for name, v in score.items() if v is not None or name not in row}
+
+
+def _failure(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of failed.jsonl, which can be read as a manifest."""
+    return {
+        "id": task.id,
+        **{key: row[key] for key in _INPUT_KEYS if key in row},
+        "output": task.output,
+        RESIDUAL: task.residual,
+        ACTIVITY: task.activity,
+        "reason": row["note"],
+    }
 
 
 def _with_sounds(

@@ -202,7 +202,7 @@ def _cells(
     """Mixture, each system's output, truth; the first sound sets the brightest colour.
 
     Of each sound there is the beginning, up to `longest_s`. `warnings` gets a line for each file
-    that cannot be read; the cells' own texts name files without their folders.
+    that cannot be read.
     """
     cells = [
         Cell("Mixture", case.mixture, "No mixture is known.", case.mixture_values),
@@ -239,13 +239,17 @@ def _cells(
         cell.seconds = len(samples) / cell.rate_hz
         cell.sound = store(audio.encode(samples / peak, cell.rate_hz), ".flac")
         cell.picture = store(draw_spectrogram(levels, loudest_db), ".png")
-    # A page is published, a folder's place is not.
+    _leave_out_folders(cells)
+    return cells
+
+
+def _leave_out_folders(cells: Sequence[Cell]) -> None:
+    """Name files alone in all texts: a page is published, a folder's place is not."""
     for path in [cell.path for cell in cells if cell.path]:
         for cell in cells:
             cell.problem = cell.problem.replace(str(path), path.name)
             if note := cell.scores.get("note"):
                 cell.scores = {**cell.scores, "note": note.replace(str(path), path.name)}
-    return cells
 
 
 def _beginning(reader: audio.Reader, longest_s: float) -> Iterator[Samples]:

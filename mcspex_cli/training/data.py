@@ -126,7 +126,7 @@ def list_librimix(folder: Path) -> list[LibriMixture]:
     name = f"mixture_{folder.name}_mix_clean.csv"
     for table in (folder.parent / "metadata" / name, folder / name):
         if table.is_file() and not listed:
-            listed = [row["mixture_ID"] for _, row in read_rows(table, ["mixture_ID"])]
+            listed = [row["mixture_ID"] for _, row in read_csv(table, ["mixture_ID"])]
             if others := len(present.keys() - set(listed)):
                 _logger.warning(f"{table}: mixtures left out, as it does not list them: {others}.")
     mixtures = []
@@ -213,7 +213,7 @@ def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     """
     by_speaker: dict[str, str] = {}
     for path in tables:
-        for _, row in read_rows(path, ("speaker", "sex")):
+        for _, row in read_csv(path, ("speaker", "sex")):
             by_speaker[row["speaker"]] = _SEXES.get(row["sex"].strip().lower(), "")
     sexes = [by_speaker.get(Path(name).name, "") for name in speakers]
     if not any(sexes):
@@ -225,7 +225,7 @@ def read_sexes(tables: Sequence[Path], speakers: Sequence[str]) -> list[str]:
     return sexes
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV, which has these columns, with their line numbers.
 
     Raises:
@@ -358,12 +358,12 @@ class Corpus:
                 f"{least}. Add speakers, each in a folder of its own."
             )
         _warn_of_left_out(short, f"it is its speaker's only file and shorter than {least}")
-        orders: list[tuple[UtteranceIndex, ...]] = []
-        for mixture in mixtures:
-            talkers = [indices[clip.path] for clip in mixture.talkers]
-            for role, target in enumerate(talkers):
-                if len(set(speakers[target.speaker].sentences)) > 1:
-                    orders.append((target, *talkers[:role], *talkers[role + 1 :]))
+        orders = [
+            (target, *talkers[:role], *talkers[role + 1 :])
+            for talkers in ([indices[clip.path] for clip in m.talkers] for m in mixtures)
+            for role, target in enumerate(talkers)
+            if len(set(speakers[target.speaker].sentences)) > 1
+        ]
         if mixed and not orders:
             raise ConfigError(
                 f"{names}: no talker has a second utterance for a reference. Add some."

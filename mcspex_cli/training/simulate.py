@@ -21,8 +21,8 @@ from mcspex_cli.training.data import (
     Utterance,
     is_librimix,
     list_librimix,
+    read_csv,
     read_enrolments,
-    read_rows,
 )
 from mcspex_cli.training.mixtures import MixtureSampler, Plan
 from mcspex_cli.training.settings import DataSettings, MixtureSettings
@@ -62,7 +62,7 @@ def read_recipes(path: Path) -> list[Recipe]:
         ConfigError: the file or a row cannot be used.
     """
     recipes: dict[str, Recipe] = {}
-    for line, row in read_rows(path, ("id", "target", "interferer", "reference", "snr_db")):
+    for line, row in read_csv(path, ("id", "target", "interferer", "reference", "snr_db")):
         where, name = f"{path} line {line}", row["id"]
         target, interferer, reference = sources = [
             path.parent / row[column] for column in ("target", "interferer", "reference")
