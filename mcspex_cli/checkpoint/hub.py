@@ -27,12 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.errors import (
-    CheckpointError,
-    HubError,
-    McspexError,
-    without_passwords,
-)
+from mcspex_cli.errors import CheckpointError, HubError, McspexError, without_passwords
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -31,12 +31,7 @@ from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
 from mcspex_cli.extraction import onnx
 from mcspex_cli.extraction.presence import Calibration, cosine, parse_calibration
-from mcspex_cli.extraction.runtime import (
-    EngineSettings,
-    OutOfMemoryError,
-    Runtime,
-    TorchRuntime,
-)
+from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:
