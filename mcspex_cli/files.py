@@ -114,12 +114,13 @@ def reading(path: Path, kind: type[McspexError] = AudioError) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        advice = "Check the name."
-        if str(path) == "-":
+        name, advice = str(path), "Check the name."
+        if name == "-":
             advice = "Only a mixture of extract may be standard input."
-        elif _URL.match(str(path)):
+        elif _URL.match(name):
+            name = name.replace(":/", "://", 1)
             advice = "URLs are only for sounds and manifests of batch. Copy it to this disk first."
-        raise kind(f"{path}: no such file or folder. {advice}") from error
+        raise kind(f"{name}: no such file or folder. {advice}") from error
     except OSError as error:
         raise kind(f"{path}: cannot be read: {explain(error)}") from error
 

@@ -236,7 +236,7 @@ OUTPUTS = [
         (["mixture.wav", "--ref", "-"], "-: no such file or folder. Only a mixture of extract may"),
         (
             ["https://nowhere/a.mp3", "--ref", "reference.wav"],
-            "https:/nowhere/a.mp3: no such file or folder. URLs are only for sounds and manifests",
+            "https://nowhere/a.mp3: no such file or folder. URLs are only for sounds and manifests",
         ),
         pytest.param(
             [*ASKED, "-o", "/proc/x.wav"],
