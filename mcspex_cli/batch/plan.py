@@ -39,6 +39,7 @@ from mcspex_cli.batch.manifest import (
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, PairingError
+from mcspex_cli.evaluation.report import name_some
 from mcspex_cli.extraction.job import ExtractionOptions
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import is_profile_name, read_profile
@@ -372,6 +373,12 @@ class _Planner:
         for task in tasks:
             if not task.truth:
                 self._note(task, f"{storage.label(truth)} has no truth {task.id} for it.")
+        unused = sorted(truths.keys() - {files.normal(task.id) for task in tasks})
+        if unused and not self.request.allow_unused:
+            _logger.warning(
+                f"{storage.label(truth)}: truths of no mixture: {len(unused)} "
+                f"({name_some(unused)}). Is a mixture missing?"
+            )
         return tasks
 
     def check_inputs(self, tasks: Sequence[Task]) -> None:

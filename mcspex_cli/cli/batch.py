@@ -109,7 +109,7 @@ class BatchOptions:
         "Which part of the mixture's name is the name of its reference: {speaker}_{n}, or a "
         "regular expression with (?P<speaker>...).",
     )
-    allow_unused: bool = flag("Accept references that no mixture needs.")
+    allow_unused: bool = flag("Accept references, and truths, that no mixture needs.")
     truth: Path | None = path("DIR|SCP", "The targets' speech alone, to score the estimates.")
     metrics: str = option(
         "NAMES",

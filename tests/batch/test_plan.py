@@ -332,6 +332,15 @@ def test_unused_references_are_named_or_allowed(folder: Path) -> None:
     assert task.references == ("refs/a.wav",)
 
 
+def test_truths_of_no_mixture_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan("mix", truth=Path("truth"))
+    Path("mix/a.wav").unlink()
+    plan("mix", truth=Path("truth"), allow_unused=True)
+    assert not caplog.messages
+    plan("mix", truth=Path("truth"))
+    assert caplog.messages == ["truth: truths of no mixture: 1 (a). Is a mixture missing?"]
+
+
 def test_missing_truth_is_named(folder: Path) -> None:
     Path("truth/x/b.flac").unlink()
     assert problems("mix", truth=Path("truth")) == ("mix/x/b.flac: truth has no truth x/b for it.",)
