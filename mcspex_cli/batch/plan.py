@@ -244,8 +244,7 @@ class _Planner:
             lambda path, root: Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
         )
         self._is_batch = cache(lambda folder: storage.is_folder(folder / JOURNAL))
-        self._names: dict[Path, dict[str, Path]] = {}
-        """What is in folders, by `files.name_key`."""
+        self._names_in = cache(_names_in)
 
     def find_tasks(self) -> list[Task]:
         """The manifest's, or one for each file named or found in the folders named.
@@ -426,10 +425,7 @@ class _Planner:
     def _similar(self, path: str) -> str:
         """A hint at the file that is probably meant by a path that does not exist."""
         meant = Path(path.replace("\\", "/"))
-        names = self._names.setdefault(meant.parent, {})
-        with suppress(OSError):
-            names |= names or {files.name_key(p.name): p for p in meant.parent.iterdir()}
-        other = names.get(files.name_key(meant.name))
+        other = self._names_in(meant.parent).get(files.name_key(meant.name))
         if other is None or other == Path(path):
             return ""
         return f" Is it {other}? Slashes, accents and capitals have to be the same."
@@ -527,6 +523,13 @@ class _Planner:
     def _note_clash(self, task: Task, other: Task, problem: str) -> None:
         tasks = f"{self._where(task)} and {self._where(other)}"
         self.problems.append(f"{tasks} {problem}. Rename one, or give it another id.")
+
+
+def _names_in(folder: Path) -> dict[str, Path]:
+    """What is in a folder, by `files.name_key`; nothing if it cannot be read."""
+    with suppress(OSError):
+        return {files.name_key(path.name): path for path in folder.iterdir()}
+    return {}
 
 
 def _and_more(tasks: Sequence[Task]) -> str:

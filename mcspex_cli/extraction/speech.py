@@ -80,7 +80,7 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
     quiet_db = float(_levels_db(pauses.min()))
     loudest_db = float(np.sort(audible)[-_LOUD_FRAMES:][0])
     if loud_db - quiet_db < _NOISE_RANGE_DB and loudest_db - loud_db > _RARE_DB:
-        quiet_db, loud_db = loud_db, loudest_db
+        quiet_db, loud_db = loud_db, loudest_db  # speech is rare: these were both noise
     if loud_db - quiet_db < _CONTRAST_DB:
         return sounding
     threshold_db = max(quiet_db + max(4.0, (loud_db - quiet_db) / 4), loud_db - _SOFTEST_DB)
