@@ -329,9 +329,9 @@ def _prepare(request: BatchOptions) -> WorkList:
         "gpus": request.resources.get("gpu", request.gpus),
     }
     settings = options.call(plan.BatchSettings, values)
-    is_half = engine_settings.precision == "float16"
+    is_half = request.precision in ("bfloat16", "float16")
     if is_half and request.backend == "local" and not settings.on_gpu():
-        console.warn(options.SLOW_PRECISION)
+        options.warn_of_slow(request.precision)
     plan.check_profiles(batch_plan, model)
     if engine_settings.runtime == "onnx":
         onnx.find_or_prepare(model)  # here once, and not in each process

@@ -363,9 +363,6 @@ PRECISION = option(
     type=click.Choice(PRECISIONS),
     default="auto",
 )
-SLOW_PRECISION = "float16 is many times slower than float32 on a CPU. Leave --precision out."
-"""A warning."""
-
 RUNTIME = option(
     None,
     "What runs the network; onnx needs ONNX Runtime, and prepares each model once.",
@@ -525,6 +522,14 @@ def load_extractor(info: CheckpointInfo, settings: EngineSettings, seconds: floa
 
     keep_memory()
     engine = open_engine(info, settings, seconds)
-    if (engine.runtime.device, engine.runtime.precision) == ("cpu", "float16"):
-        console.warn(SLOW_PRECISION)
+    if engine.runtime.device == "cpu":
+        warn_of_slow(engine.runtime.precision)
     return Extractor(info, engine)
+
+
+def warn_of_slow(precision: str) -> None:
+    """Warn of a precision that this CPU only emulates."""
+    from mcspex_cli.extraction.runtime import has_quick_bfloat16
+
+    if precision == "float16" or (precision == "bfloat16" and not has_quick_bfloat16()):
+        console.warn(f"{precision} is many times slower than float32 on this CPU. Choose float32.")

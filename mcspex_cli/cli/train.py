@@ -141,6 +141,8 @@ def train(
 
     trainer = Trainer(settings, resume=resume)
     console.messages.quiet = not trainer.team.leads
+    if trainer.team.leads and trainer.device.type == "cpu":
+        options.warn_of_slow(settings.run.precision)
     corpus = trainer.sampler.corpus
     console.say(f"{len(corpus.speakers)} speakers, {corpus.seconds / 3600:.2f} h of speech")
     with (

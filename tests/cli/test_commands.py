@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from mcspex_cli import __version__, audio
 from mcspex_cli.__main__ import main
+from mcspex_cli.extraction import runtime
 from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
 
 README = (ROOT / "README.md").read_text()
@@ -117,6 +118,21 @@ def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
     words = ("score", out / "estimates", "--truth", out / "s1", "--mixtures", out / "mix_clean")
     done = run(*words, "--json")
     assert json.loads(done.stdout)["summary"]["scored"] == 1
+
+
+def test_training_in_a_precision_that_is_slow_here_is_a_warning(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "has_quick_bfloat16", lambda: False)
+    config = corpus.parent / "train.toml"
+    config.write_text(
+        '[model]\nsize = "tiny"\n[data]\ntrain = ["speech"]\n[mixtures]\nsegment_s = 0.5\n'
+        "reference_s = [0.5, 0.6]\n[optimiser]\nsteps = 1\nbatch = 2\n"
+        '[run]\nout = "run"\ndevice = "cpu"\nprecision = "bfloat16"\n'
+    )
+    done = run("train", config)
+    assert done.exit_code == 0, done.output
+    assert "warning: bfloat16 is many times slower than float32 on this CPU." in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)])

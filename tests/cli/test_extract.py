@@ -22,6 +22,7 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import line
+from mcspex_cli.extraction import runtime
 from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
 from tests.test_audio import BAD, make_bad
 
@@ -276,11 +277,16 @@ def test_what_is_wrong_is_said_before_a_stream_is_read_or_a_model_loaded(
     assert {path: path.stat().st_mtime_ns for path in scene.iterdir()} == before
 
 
-def test_a_precision_that_is_slow_on_a_cpu_is_a_warning(extract: Run) -> None:
-    words = ("mixture.wav", "--ref", "reference.wav", "-o", "o.wav", "--precision", "float16")
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_precision_that_is_slow_on_this_cpu_is_a_warning(
+    extract: Run, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "has_quick_bfloat16", lambda: False)
+    words = ("mixture.wav", "--ref", "reference.wav", "-o", "o.wav", "--precision", precision)
     done = extract(*words, "--passes", "1", "-q")
     assert done.exit_code == 0, done.output
-    assert done.stderr.startswith("warning: float16 is many times slower than float32 on a CPU.")
+    slow = f"warning: {precision} is many times slower than float32 on this CPU. Choose float32."
+    assert done.stderr.startswith(slow)
 
 
 @pytest.mark.parametrize("target", ["o.wav", "none.wav", "none/none.wav"])
