@@ -394,7 +394,7 @@ def _assemble(weights: _Weights, config: SystemConfig) -> System:
             k: torch.zeros(t.shape) for k, t in expected.items() if k.startswith("classifier.")
         }
     places = {key for key in expected if not key.endswith(".condition.condition.weight")}
-    # What is named as ours is, is not of their program.
+    # A tensor that has one of our names already was not written by their program.
     if odd := [key for key in tensors if key not in places or weights.names.get(key) == key]:
         raise weights.refusal(odd, "no place for this in the SpEx+ that mcspex has.")
     if missing := [key for key in expected if key in places and key not in tensors]:

@@ -410,7 +410,7 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
 
 
 def _say_how_to_go_on(work: WorkList, left: int, stopping: Event) -> bool:
-    """Do so if Slurm's array works on the rest, or Ctrl-C ended the command; else return False."""
+    """If Slurm's array works on the rest, or Ctrl-C ended the command, say so and return True."""
     from mcspex_cli.batch.backends import find_array
 
     array = find_array(work) if work.settings.backend == "slurm" else None

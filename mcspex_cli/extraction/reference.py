@@ -222,7 +222,9 @@ class Clip:
         speech_levels_db, snr_db = self.levels_db[self.is_speech], self._snr_db()
         speech_db = _mean_db(speech_levels_db)
         # Of the speech alone: a long clip may be silent nearly throughout.
-        range_db = float(np.ptp(np.percentile([*speech_levels_db] or [-120, 0], (5, 95))))
+        range_db = math.inf
+        if len(speech_levels_db):
+            range_db = float(np.ptp(np.percentile(speech_levels_db, (5, 95))))
         reason = None
         if two_voices:
             reason = "sounds like two voices. Give clips, or spans, of one voice alone."
