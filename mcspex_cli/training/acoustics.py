@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mcspex_cli import audio, files
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import AudioError, ConfigError, McspexError
+
+_logger = logging.getLogger("mcspex")
+
+Sound = TypeVar("Sound")
 
 EARLY_S = 0.05
 """How long after the direct sound a reflection still counts as the target's speech."""
@@ -31,6 +37,9 @@ _HARMONICS = 12
 
 _CROSSFADE_S = 0.05
 """Where a short noise file is repeated, its end fades out under its beginning over this time."""
+
+_MOST_NAMED = 20
+"""How many of the files that cannot be read are named."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +319,32 @@ def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:
     return np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
 
 
+def read_all(paths: Sequence[Path], read: Callable[[Path], Sound]) -> list[Sound]:
+    """What `read` gives for each file, several of them at a time.
+
+    Raises:
+        McspexError: that of `read`; if several files cannot be read, their errors are logged first.
+    """
+
+    def attempt(path: Path) -> Sound | McspexError:
+        try:
+            return read(path)
+        except McspexError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(attempt, paths))
+    errors = [result for result in results if isinstance(result, McspexError)]
+    if len(errors) == 1:
+        raise errors[0]
+    for error in errors[:_MOST_NAMED]:
+        _logger.error(error)
+    if errors:
+        rest = f"; the first {_MOST_NAMED} are named above" if len(errors) > _MOST_NAMED else ""
+        raise AudioError(f"{len(errors)} files cannot be used{rest}. Repair or remove them.")
+    return [result for result in results if not isinstance(result, McspexError)]
+
+
 def _read_folder(
     folder: Path, sample_rate_hz: int, key: str
 ) -> tuple[list[str], list[audio.Samples]]:
@@ -318,9 +353,11 @@ def _read_folder(
     if not sources:
         problem = "no sound files in it" if folder.is_dir() else "there is no such folder"
         raise ConfigError(f"{folder}: {problem}. Correct [mixtures] {key}.")
-    with ThreadPoolExecutor() as pool:
-        sounds = list(pool.map(lambda path: audio.read(path, sample_rate_hz), sources))
-    for path, sound in zip(sources, sounds, strict=True):
+
+    def read(path: Path) -> audio.Samples:
+        sound = audio.read(path, sample_rate_hz)
         if len(sound) < 2 or not sound.any():
             raise ConfigError(f"{path}: is silent. Remove it from [mixtures] {key}.")
-    return [path.relative_to(folder).as_posix() for path in sources], sounds
+        return sound
+
+    return [path.relative_to(folder).as_posix() for path in sources], read_all(sources, read)

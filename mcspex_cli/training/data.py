@@ -6,9 +6,8 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from mcspex_cli import audio, files
 from mcspex_cli.errors import AudioError, ConfigError
-from mcspex_cli.training.acoustics import as_int16, change_speed
+from mcspex_cli.training.acoustics import as_int16, change_speed, read_all
 
 _logger = logging.getLogger("mcspex")
 
@@ -91,6 +90,7 @@ def list_utterances(folders: Sequence[Path]) -> list[Utterance]:
             one for one, later in pairwise(paths) if one.with_suffix("") == later.with_suffix("")
         ]
         _warn_of_left_out(doubles, "a file of the same name takes its place")
+        _warn_of_nested({path.parent for path in paths})
         for path in paths:
             chapter = path.parent
             match = _LIBRISPEECH.fullmatch(path.stem)
@@ -324,30 +324,27 @@ class Corpus:
         pieces: list[npt.NDArray[np.int16]] = []
         speakers: list[Speaker] = []
         indices: dict[Path, UtteranceIndex] = {}
-        silent: list[Path] = []
         short: list[Path] = []
-        with ThreadPoolExecutor() as pool:
-            for name, own in by_speaker.items():
-                clips = list(own.values())
-                sounds = list(pool.map(lambda clip: _decode(clip.path, sample_rate_hz), clips))
-                if not mixed:
-                    sounds = [_shorten_silence(sound, sample_rate_hz) for sound in sounds]
-                pairs = zip(clips, sounds, strict=True)
-                audible = {clip: sound for clip, sound in pairs if mixed or not _is_silent(sound)}
-                silent += [clip.path for clip in clips if clip not in audible]
-                sounds, sentences = list(audible.values()), [clip.sentence for clip in audible]
-                if len(sounds) < 2 and not mixed:
-                    if sum(map(len, sounds)) < 2 * _MIN_HALF_S * sample_rate_hz:
-                        short += [clip.path for clip in audible]
-                        continue
-                    sounds = np.array_split(sounds[0], 2)
-                    sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
-                for number, clip in enumerate(audible):
-                    indices[clip.path] = UtteranceIndex(len(speakers), number)
-                start = speakers[-1].start + speakers[-1].bounds[-1] if speakers else 0
-                bounds = np.cumsum([0, *map(len, sounds)]).tolist()
-                speakers.append(Speaker(name, start, bounds, sentences))
-                pieces += sounds
+        paths = [clip.path for own in by_speaker.values() for clip in own.values()]
+        decode = partial(_decode, sample_rate_hz=sample_rate_hz, mixed=mixed)
+        sound_of = dict(zip(paths, read_all(paths, decode), strict=True))
+        silent = [path for path in paths if not mixed and _is_silent(sound_of[path])]
+        left_out = set(silent)
+        for name, own in by_speaker.items():
+            clips = [clip for clip in own.values() if clip.path not in left_out]
+            sounds, sentences = [sound_of[c.path] for c in clips], [c.sentence for c in clips]
+            if len(sounds) < 2 and not mixed:
+                if sum(map(len, sounds)) < 2 * _MIN_HALF_S * sample_rate_hz:
+                    short += [clip.path for clip in clips]
+                    continue
+                sounds = np.array_split(sounds[0], 2)
+                sentences = [f"{sentences[0]}/{half}" for half in (1, 2)]
+            for number, clip in enumerate(clips):
+                indices[clip.path] = UtteranceIndex(len(speakers), number)
+            start = speakers[-1].start + speakers[-1].bounds[-1] if speakers else 0
+            bounds = np.cumsum([0, *map(len, sounds)]).tolist()
+            speakers.append(Speaker(name, start, bounds, sentences))
+            pieces += sounds
         if silent and not (speakers or short):
             raise ConfigError(f"{names}: all of it is silent. Name other folders.")
         _warn_of_left_out(silent, "it is silent")
@@ -411,6 +408,16 @@ class Corpus:
         return power / power.mean().clamp_min(1e-8)
 
 
+def _warn_of_nested(folders: set[Path]) -> None:
+    """Warn of a speaker's folder that is in another's: it may be the same person."""
+    if nested := sorted(folder for folder in folders if not folders.isdisjoint(folder.parents)):
+        others = f", and so do {len(nested) - 1} others" if len(nested) > 1 else ""
+        _logger.warning(
+            f"{nested[0]}: counts as a speaker of its own{others}, although a folder above it has "
+            "sound files, too. If they are of one person, move them into one folder."
+        )
+
+
 def _warn_of_left_out(paths: Sequence[Path], reason: str) -> None:
     if paths:
         rest = len(paths) - 1
@@ -418,11 +425,11 @@ def _warn_of_left_out(paths: Sequence[Path], reason: str) -> None:
         _logger.warning(f"{paths[0]}: is left out, as {reason}.{others}")
 
 
-def _decode(path: Path, sample_rate_hz: int) -> npt.NDArray[np.int16]:
+def _decode(path: Path, sample_rate_hz: int, *, mixed: bool) -> npt.NDArray[np.int16]:
     sound = audio.read(path, sample_rate_hz)
     if not len(sound):
         raise AudioError(f"{path}: is too short to train on. Remove it from the folder.")
-    return as_int16(sound)
+    return as_int16(sound) if mixed else _shorten_silence(as_int16(sound), sample_rate_hz)
 
 
 def _is_silent(sound: npt.NDArray[np.int16]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -335,6 +337,32 @@ def test_a_file_of_floats_beyond_full_scale_is_turned_down_and_not_clipped(corpu
     samples = Corpus.read([corpus], RATE_HZ).samples[:8000].float()
     assert samples.abs().max() >= 32767
     assert (samples - quiet * (quiet @ samples / (quiet @ quiet))).abs().max() < 4
+
+
+def test_all_files_that_cannot_be_read_are_named(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (corpus / "bob" / "cut.flac").write_bytes(b"fLaC")
+    with pytest.raises(AudioError, match=r"bob/cut.flac: "):
+        Corpus.read([corpus], RATE_HZ)
+    for number in range(21):
+        (corpus / "cyn" / f"zero{number:02}.wav").touch()
+    message = "^22 files cannot be used; the first 20 are named above. Repair or remove them.$"
+    with pytest.raises(AudioError, match=message):
+        Corpus.read([corpus], RATE_HZ)
+    assert len(caplog.messages) == 20
+    assert re.search("bob/cut.flac: ", caplog.messages[0])
+    assert re.search("cyn/zero18.wav: the file is empty", caplog.messages[-1])
+
+
+def test_a_speakers_folder_within_anothers_is_warned_of(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    list_utterances([corpus])
+    assert not caplog.messages
+    shutil.move(corpus / "cyn", corpus / "bob" / "2026" / "cyn")
+    list_utterances([corpus])
+    assert re.search("bob/2026/cyn: counts as a speaker of its own, alth", caplog.messages[0])
 
 
 def test_too_few_speakers_are_refused(corpus: Path) -> None:
