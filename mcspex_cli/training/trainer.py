@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -214,11 +215,16 @@ class Trainer:
             self.optimiser.step(rate_factor(settings, self.step, self._done_share()))
         except RuntimeError as error:
             self.team.raise_if_lost(error)
-            if not is_lack_of_memory(error):
-                raise
-            raise EngineError(
-                f"out of memory on {self.device}. Lower [optimiser] batch or [mixtures] segment_s."
-            ) from error
+            if is_lack_of_memory(error):
+                advice = "Lower [optimiser] batch or [mixtures] segment_s."
+                raise EngineError(f"out of memory on {self.device}. {advice}") from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).partition("\n")[0]
+                raise EngineError(
+                    f"[run] compile: torch cannot compile the network ({reason}). Install a C++ "
+                    "compiler such as g++ (for a GPU also Triton), or set compile = false."
+                ) from error
+            raise
         return replace(losses, loss=losses.loss.detach())
 
     def _update_average(self) -> None:
@@ -362,6 +368,7 @@ class Trainer:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "best_db": self.best_db,
+            "true_level": self.system.config.true_level,
             "validation_input_db": self.validation_input_db,
             "speakers_sha256": self.sampler.corpus.speakers_sha256,
         }
@@ -427,9 +434,14 @@ class Trainer:
             self._compare_data(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"{self.out / 'state.pt'}: belongs to another network, corpus or optimiser. "
-                "Set [run] out to another folder."
+                f"{self.out / 'state.pt'}: belongs to another network, corpus or optimiser. Undo "
+                "that change. Or begin another run with its weights: set [model] start_from to "
+                f"{self.out / 'last'}, and [run] out to another folder."
             ) from error
+        if self.system.config.true_level and not state.get("true_level", True):
+            batch = self.sampler.draw(self.settings.run.seed, 0, range(32))
+            for system in (self.system, self.averaged):
+                match_level(system, batch)
         if self.settings.optimiser.decay_minutes:
             self.decay_from_s = state.get("decay_from_s", self.elapsed_s)
 
@@ -521,6 +533,10 @@ class ProgressLog:
                 ) from error
             purge_step = step + 1 if step else None
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+            # An error ends the writer's thread, and `flush` raises it again.
+            threading.excepthook = lambda end: (
+                None if issubclass(end.exc_type, OSError) else threading.__excepthook__(end)
+            )
         names = [field.name for field in fields(Progress)]
         text = self.path.read_text(errors="replace") if step and self.path.is_file() else ""
         # A crash of the machine may leave NULs in the file.
@@ -536,13 +552,13 @@ class ProgressLog:
         try:
             with self.path.open("a", newline="") as file:
                 csv.writer(file).writerow("" if v is None else v for v in row.values())
+            if self.writer:
+                for name, value in row.items():
+                    if value is not None:
+                        self.writer.add_scalar(name, value, progress.step)
+                self.writer.flush()
         except OSError as error:
-            raise files.output_error(self.path, error) from error
-        if self.writer:
-            for name, value in row.items():
-                if value is not None:
-                    self.writer.add_scalar(name, value, progress.step)
-            self.writer.flush()
+            raise files.output_error(Path(error.filename or self.path.parent), error) from error
 
 
 @dataclass(frozen=True)

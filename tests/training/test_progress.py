@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import resource
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +42,9 @@ def test_a_resumed_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     assert rows(tmp_path) == []
 
 
-def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = ProgressLog(tmp_path, 0, tensorboard=True)
@@ -52,6 +55,14 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
         events.Tags()["scalars"]
     )
     assert events.Scalars("loss")[0].value == pytest.approx(1.5)
+    _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, highest))  # as a disk that is full then
+    try:
+        with pytest.raises(OutputError, match=f"{tmp_path}: cannot be written: it is larger than"):
+            for _ in range(3):
+                log.add(REPORT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (highest, highest))
 
 
 def test_tensorboard_that_is_not_there_is_named(

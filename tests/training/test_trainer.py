@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
 from mcspex_cli.checkpoint.checkpoint import (
     DEFAULT_MODEL,
@@ -24,7 +25,7 @@ from mcspex_cli.checkpoint.checkpoint import (
 )
 from mcspex_cli.errors import ConfigError, EngineError, OutputError
 from mcspex_cli.model.config import sized
-from mcspex_cli.model.systems import build
+from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.optimisation import si_sdr_db
 from mcspex_cli.training.settings import TrainSettings
 from mcspex_cli.training.simulate import read_recipes, render, write_renderings
@@ -380,15 +381,22 @@ def test_what_is_not_finite_is_not_saved_by_the_clock_or_an_interrupt(corpus: Pa
     assert Trainer(chosen, resume=True).step == 3
 
 
+FULL = r"out of memory on cpu. Lower \[optimiser\] batch"
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "message"),
     [
-        torch.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+        (torch.OutOfMemoryError("CUDA out of memory."), FULL),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), FULL),
+        (
+            InductorError(InvalidCxxCompiler(), None),
+            r"compile the network \(InvalidCxxCompiler: No.*\). Install a C\+\+ compiler such as g",
+        ),
     ],
 )
-def test_too_large_a_batch_is_one_line(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+def test_too_large_a_batch_and_a_compiler_that_is_not_there_are_one_line(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, message: str
 ) -> None:
     trainer = Trainer(settings(corpus, "out"))
 
@@ -396,7 +404,7 @@ def test_too_large_a_batch_is_one_line(
         raise error
 
     monkeypatch.setattr(trainer.sampler, "draw", full)
-    with pytest.raises(EngineError, match=r"out of memory on cpu. Lower \[optimiser\] batch"):
+    with pytest.raises(EngineError, match=message):
         next(trainer.run())
 
 
@@ -418,6 +426,30 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_saved(
     assert not list((corpus.parent / "out").glob(".*"))
 
 
+def levels_db(trainer: Trainer, system: System) -> list[float]:
+    """How much louder than the targets the estimates of each scale are."""
+    batch = trainer.sampler.draw(1, 5, range(64))
+    with torch.no_grad():
+        estimates, _ = system(batch.mixture, batch.reference)
+    power = batch.target[batch.present].square().mean()
+    powers = [estimate[batch.present].square().mean() for estimate in estimates]
+    return [float(10 * torch.log10(each / power)) for each in powers]
+
+
+def test_a_run_that_learns_levels_from_a_resume_on_begins_as_loud_as_targets(corpus: Path) -> None:
+    chosen = settings(corpus, "out")
+    list(Trainer(chosen).run())
+    chosen = replace(chosen, mixtures=replace(chosen.mixtures, absent=0.2))
+    trainer = Trainer(chosen, resume=True)
+    for system in (trainer.system, trainer.averaged):
+        assert all(abs(level_db) < 3 for level_db in levels_db(trainer, system))
+    with torch.no_grad():
+        trainer.system.decoder.banks[0].weight.mul_(100)
+    trainer._save_state()
+    again = Trainer(chosen, resume=True)  # which knows the level, and keeps what it has
+    assert levels_db(again, again.system) == pytest.approx(levels_db(trainer, trainer.system))
+
+
 def test_where_the_level_counts_estimates_begin_as_loud_as_targets(
     corpus: Path, tiny_folder: Path
 ) -> None:
@@ -429,13 +461,7 @@ def test_where_the_level_counts_estimates_begin_as_loud_as_targets(
     )
     trainer = Trainer(chosen)
     assert trainer.system.config.true_level
-    batch = trainer.sampler.draw(1, 5, range(64))
-    with torch.no_grad():
-        estimates, _ = trainer.system(batch.mixture, batch.reference)
-    power = batch.target[batch.present].square().mean()
-    for estimate in estimates:
-        ratio = estimate[batch.present].square().mean() / power
-        assert abs(10 * torch.log10(ratio)) < 3
+    assert all(abs(level_db) < 3 for level_db in levels_db(trainer, trainer.system))
     list(trainer.run())
     assert find_checkpoint(corpus.parent / "out" / "last").config.true_level is True
 
