@@ -282,7 +282,8 @@ class References(NamedTuple):
         """The clips for the mixture `name`, "a/b".
 
         With a pattern they are called what that finds for the speaker; else like the mixture's
-        path, its stem, the folder that it is in, or that folder's name, in this order.
+        path, its stem, the folder that it is in, or that folder's name, in this order. A clip of
+        its stem that is not among those of its folder does not fit better than they do.
 
         Raises:
             PairingError: there is none, or two that fit equally well.
@@ -302,21 +303,28 @@ class References(NamedTuple):
                 "say with --pattern, like {speaker}_{n}, which part of a mixture's name is its "
                 "reference's."
             )
-        for candidate in names:
-            if candidate in self.clips:
-                return self.clips[candidate]
-            alike = self.by_stem.get(candidate, ())
-            if len(alike) > 1:
-                both = " and ".join(alike[:2])
+        for place, candidate in enumerate(names):
+            called = self._called(candidate)
+            if place == 1 and len(called) == 1:
+                # A clip of the mixture's file name may be of another person than its folder.
+                own = next((one for one in map(self._called, names[2:]) if len(one) == 1), called)
+                if not set(self.clips[called[0]]) <= set(self.clips[own[0]]):
+                    called = [*called, *own]
+            if len(called) > 1:
+                both = " and ".join(called[:2])
                 raise PairingError(
                     f"{storage.label(self.source)} has both {both} for it. Rename one."
                 )
-            if alike:
-                return self.clips[alike[0]]
+            if called:
+                return self.clips[called[0]]
         tried = " or ".join(dict.fromkeys(names))
         raise PairingError(
             f"{storage.label(self.source)} has no reference {tried}. Add it, or {advice}"
         )
+
+    def _called(self, candidate: str) -> Sequence[str]:
+        """The name in `clips` that is this one, else all that end in it."""
+        return [candidate] if candidate in self.clips else self.by_stem.get(candidate, ())
 
 
 def list_references(source: Path, pattern: str | None, problems: list[str]) -> References:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import numpy as np
 
 from mcspex_cli import audio
 from mcspex_cli.audio import Samples
-from mcspex_cli.errors import AudioError, McspexError, NonFiniteError
+from mcspex_cli.errors import AudioError, NonFiniteError
 from mcspex_cli.evaluation.metrics import (
     BUILT_IN,
     BY_COLUMN,
@@ -37,6 +38,8 @@ from mcspex_cli.evaluation.metrics import (
 )
 from mcspex_cli.evaluation.pairing import Pairing
 from mcspex_cli.extraction.runtime import cores, end_with_parent, leave_signals
+
+_logger = logging.getLogger("mcspex")
 
 _TRIM = 0.01
 """The difference in length, as a share, up to which all are cut to the shortest."""
@@ -177,34 +180,43 @@ def score_files(
 ) -> Iterator[Score]:
     """Score each, in order, by as many processes; without a number, by as many as pay off.
 
-    For similarities and word error rates there is one process: their networks use all cores.
-
-    Raises:
-        McspexError: a process was killed.
+    For similarities and word error rates there is one process: their networks use all cores. If one
+    of several is killed, this one scores what is left.
     """
     workers = workers or sensible_workers(len(pairings), settings.metrics)
     workers = min(workers, len(pairings), _MOST_PROCESSES)
-    if workers <= 1 or verifier or transcribe:
-        for pairing in pairings:
-            yield score_file(pairing, settings, verifier, transcribe)
-        return
+    if workers > 1 and not (verifier or transcribe):
+        done = yield from _score_by_processes(pairings, settings, workers)
+        pairings = pairings[done:]
+    for pairing in pairings:
+        yield score_file(pairing, settings, verifier, transcribe)
+
+
+def _score_by_processes(
+    pairings: Sequence[Pairing], settings: ScoreSettings, workers: int
+) -> Generator[Score, None, int]:
+    """Score each, in order, until a process is killed; return how many were scored."""
+    done = 0
     # Processes that were forked from one that has used torch may hang.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
     try:
         with _prepare_for_workers():
             scores = pool.map(partial(score_file, settings=settings), pairings, chunksize=_CHUNK)
-        yield from scores
+        for score in scores:
+            yield score
+            done += 1
     except (KeyboardInterrupt, GeneratorExit):
         for process in dict(pool._processes or {}).values():
             process.terminate()  # nobody needs what it computes any more, and it writes nothing
         raise
-    except BrokenProcessPool as error:
-        raise McspexError(
-            "a scoring process was killed, perhaps because memory ran out. Use "
-            "mcspex score --workers 1."
-        ) from error
+    except BrokenProcessPool:
+        _logger.warning(
+            "a process that scored was killed, perhaps because memory ran out. What is left is "
+            "scored one by one."
+        )
     finally:
         pool.shutdown(cancel_futures=True)
+    return done
 
 
 def sensible_workers(count: int, metrics: Sequence[str]) -> int:

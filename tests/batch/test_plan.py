@@ -543,7 +543,8 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("ann.wav", "bob.wav"), "set/ann/mix7", ["ann.wav"]),
         (("a/1.wav", "a/x/2.wav"), "a", ["a/1.wav", "a/x/2.wav"]),  # a folder like the mixture
         (("a.wav", "x/a.wav"), "a", ["a.wav"]),  # an equal path beats an equal stem
-        (("x/a.wav", "b/c.wav"), "b/a", ["x/a.wav"]),  # a stem beats a folder
+        (("b/c.wav", "b/x/a.wav"), "b/a", ["b/x/a.wav"]),  # a stem beats its own folder
+        (("p/x/a.wav", "q/x/b.wav"), "x/a", ["p/x/a.wav"]),  # or a folder of several persons
     ],
 )
 def test_a_reference_is_found_by_name(
@@ -574,6 +575,9 @@ def test_a_pattern_says_who_speaks(empty: Path, pattern: str, name: str, clips: 
     ("files", "name", "pattern", "message"),
     [
         (("x/a.wav", "y/a.wav"), "a", None, "has both x/a and y/a for it. Rename one."),
+        (("ann/2.wav", "bob/1.wav"), "ann/1", None, "has both bob/1 and ann for it."),
+        (("ann.wav", "1.wav"), "set/ann/1", None, "has both 1 and ann for it."),
+        (("p/ann/2.wav", "p/bob/1.wav"), "ann/1", None, "has both p/bob/1 and p/ann for it."),
         (("x/a.wav", "y/a.wav"), "1_a", "{n}_{speaker}", "has both x/a and y/a for it."),
         (("b.wav",), "a", None, "refs has no reference a. Add it, or say with --pattern, like"),
         (("b.wav",), "x/y/a", None, "refs has no reference x/y/a or a or x/y or y. Add"),
