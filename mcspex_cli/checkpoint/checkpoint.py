@@ -413,11 +413,16 @@ def save_checkpoint(
         (unfinished / CONFIG).write_bytes(_as_json(config))
 
 
-def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
-    """Set or replace the calibration in a folder's config.json."""
-    read_config(folder)
-    raw = msgspec.json.decode((folder / CONFIG).read_bytes())  # with its unknown keys
-    with files.whole(folder / CONFIG) as partial:
+def write_calibration(info: CheckpointInfo, calibration: dict[str, Any]) -> None:
+    """Set or replace the calibration in a model's config.json, unless its weights have changed."""
+    if read_config(info.folder).sha256 != info.sha256:
+        raise CheckpointError(
+            f"{info.folder}: was replaced while it was calibrated, as by a training run. Copy the "
+            "model, and calibrate the copy."
+        )
+    path = info.folder / CONFIG
+    raw = msgspec.json.decode(path.read_bytes())  # with its unknown keys
+    with files.whole(path) as partial:
         partial.write_bytes(_as_json({**raw, "calibration": calibration}))
 
 

@@ -382,7 +382,7 @@ def calibrate(
         calibrator.trials(), "calibrating", calibrator.seconds, attrgetter("seconds")
     )
     calibration = asdict(calibrator.calibration(list(trials)))
-    write_calibration(info.folder, calibration)
+    write_calibration(info, calibration)
     if as_json:
         console.data(calibration, indent=2)
     measured = calibration["measured"]

@@ -32,8 +32,9 @@ SET = EXAMPLES / "set"
 def calibrated(tiny: Path, folder: Path, **told: Any) -> Path:
     """A copy of a model with a calibration by which a threshold alone decides."""
     shutil.copytree(tiny, folder)
-    size = find_checkpoint(tiny).config.embedding
-    write_calibration(folder, asdict(calibration(size, **{"threshold": 0.0, **told})))
+    info = find_checkpoint(folder)
+    told = asdict(calibration(info.config.embedding, **{"threshold": 0.0, **told}))
+    write_calibration(info, told)
     return folder
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import install_extra
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.extraction import onnx as graphs
-from tests.conftest import RATE_HZ, buzz
+from tests.conftest import RATE_HZ, ROOT, buzz
 
 GRAPHS = {"embed.onnx", "extract.onnx", "graphs.json"}
 
@@ -72,6 +74,21 @@ def test_an_export_has_all_that_others_need(exported: Path) -> None:
     assert (exported / "README.md").read_text() == "# Mine\n"
     assert run("models", "verify", exported).stdout == "onnx: good, compared with its config\n"
     assert "MC-SpEx, ONNX, for --runtime" in run("models", "show", exported).stdout
+
+
+def test_the_documented_script_extracts_a_voice_without_mcspex(
+    exported: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene)
+    Path("mcspex-onnx").symlink_to(exported)
+    page = (ROOT / "docs" / "models.md").read_text()
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert "mcspex_cli" not in script and "torch" not in script
+    (scene / "script.py").write_text(script)
+    runpy.run_path("script.py")
+    mixture, voice = (audio.read(scene / f"{n}.wav", RATE_HZ) for n in ("mixture", "voice"))
+    assert len(voice) == len(mixture)
+    assert 0 < np.square(voice).sum() < np.square(mixture).sum()  # a part of it
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,19 @@ from click.testing import CliRunner, Result
 from benchmarks.voices import talk
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
-from mcspex_cli.checkpoint.checkpoint import DEFAULT_MODEL, bundled, read_config
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.checkpoint.checkpoint import (
+    DEFAULT_MODEL,
+    bundled,
+    find_checkpoint,
+    read_config,
+    save_checkpoint,
+    write_calibration,
+)
+from mcspex_cli.errors import CheckpointError, ConfigError
 from mcspex_cli.extraction.engine import Engine
 from mcspex_cli.extraction.presence import parse_calibration, probability
 from mcspex_cli.extraction.runtime import EngineSettings, Runtime
+from mcspex_cli.model.systems import build
 from mcspex_cli.training import calibration as calibration_module
 from mcspex_cli.training.calibration import (
     MIN_CASES,
@@ -345,6 +353,14 @@ def test_the_command_draws_from_folders_and_mends_a_damaged_one(
     assert calibration is not None
     assert calibration.measured["speakers"] == 7
     assert calibration.measured["recordings"] == 50
+
+
+def test_a_model_that_is_replaced_meanwhile_does_not_get_the_calibration(model: Path) -> None:
+    info = find_checkpoint(model)
+    save_checkpoint(model, build(replace(info.config, stacks=3)), {})
+    with pytest.raises(CheckpointError, match=r"model: was replaced while it was calibrated"):
+        write_calibration(info, {})
+    assert read_config(model).calibration is None
 
 
 def test_a_calibration_that_cannot_be_made_changes_nothing(model: Path, speakers: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_run_that_is_resumed_with_a_nearer_end_leaves_its_model(corpus: Path) 
     assert list(Trainer(nearer, resume=True).run()) == []
     for name in ("last", "best"):
         assert find_checkpoint(chosen.run.out / name).provenance["steps"] == 2
-    write_calibration(chosen.run.out / "last", {"centre": []})
+    write_calibration(find_checkpoint(chosen.run.out / "last"), {"centre": []})
     assert list(Trainer(nearer, resume=True).run()) == []
     assert find_checkpoint(chosen.run.out / "last").calibration == {"centre": []}
 
@@ -142,7 +142,7 @@ def test_a_calibrated_model_is_kept_when_its_run_goes_on(
     chosen = settings(corpus, "out")
     list(Trainer(chosen).run())
     last, kept = chosen.run.out / "last", chosen.run.out / "last-6"
-    write_calibration(last, {"centre": []})
+    write_calibration(find_checkpoint(last), {"centre": []})
     before = find_checkpoint(last)
     longer = replace(chosen, optimiser=replace(chosen.optimiser, steps=8))
     list(Trainer(longer, resume=True).run())
