@@ -29,7 +29,7 @@ from mcspex_cli.audio import (
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.errors import EngineError
-from mcspex_cli.extraction import onnx
+from mcspex_cli.extraction import onnx, speech
 from mcspex_cli.extraction.presence import Calibration, cosine, parse_calibration
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
@@ -306,12 +306,40 @@ class Engine:
             signals += [*(polarity.sign * window)]
             embeddings += [polarity.embedding] * len(window)
             signal_firsts += [None] * len(window) if first is None else [*(polarity.sign * first)]
-        passes = passes or self.passes
-        estimates = iter(self._estimates(signals, np.stack(embeddings), passes, signal_firsts))
+        estimates = iter(
+            self._apart(signals, np.stack(embeddings), passes or self.passes, signal_firsts)
+        )
         return [
             polarity.sign * np.stack([next(estimates) for _ in window])
             for window, polarity in zip(windows, polarities, strict=True)
         ]
+
+    def _apart(
+        self,
+        signals: Sequence[Samples],
+        embeddings: Samples,
+        passes: int,
+        firsts: Sequence[Samples | None],
+    ) -> list[Samples]:
+        """Estimates of signals [sample], of which long pauses are computed apart from the rest.
+
+        The networks' norms see a whole signal, and the networks learned from signals without long
+        pauses. In five mixtures, a pause of 5 s cost 3 dB on average, and up to 12 dB.
+        """
+        pauses = [speech.find_pauses(signal, self.sample_rate_hz) for signal in signals]
+        estimates = [np.zeros_like(signal) for signal in signals]
+        for is_pause in (False, True):
+            parts = {k: one == is_pause for k, one in enumerate(pauses) if (one == is_pause).any()}
+            if not parts:
+                continue
+            part_firsts = [
+                None if (first := firsts[k]) is None else first[part] for k, part in parts.items()
+            ]
+            part_signals = [signals[k][part] for k, part in parts.items()]
+            computed = self._estimates(part_signals, embeddings[[*parts]], passes, part_firsts)
+            for (k, part), estimate in zip(parts.items(), computed, strict=True):
+                estimates[k][part] = estimate
+        return estimates
 
     def _estimates(
         self,

@@ -132,6 +132,9 @@ class OnnxRuntime(Runtime):
 
     def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
         """As `Runtime.extract`."""
+        if len({*map(len, mixtures)}) > 1:
+            pairs = zip(mixtures, embeddings, strict=True)
+            return [self.extract([mixture], one[None])[0] for mixture, one in pairs]
         batch = np.stack(mixtures)
         length = batch.shape[1]
         completed = np.pad(batch, ((0, 0), (0, max(0, self._min_samples - length))))

@@ -36,6 +36,10 @@ _SOFTEST_DB = 35.0  # what is this far below the loud frames is no speech, howev
 _PAUSE_FRAMES = 20  # the shortest pause. Closures within words are shorter
 _SMOOTHED_FRAMES = 5  # over which a level is averaged
 
+_LONG_PAUSE_S, _BURST_S, _MARGIN_S = 1.0, 0.05, 0.25
+"""What `find_pauses` takes for a pause, for no speech because it is too short, and for the ends of
+words beside speech."""
+
 _MIN_SHARE_DB = -20.0
 """A frame of an estimate that is so far below its mixture is a remnant of other people."""
 
@@ -89,6 +93,16 @@ def detect_speech(levels_db: FrameLevels) -> Activity:
     neighbours = np.convolve(np.ones(len(levels_db)), window, "same")
     smoothed_db = _levels_db(np.convolve(powers, window, "same") / neighbours)
     return sounding & (smoothed_db > threshold_db)
+
+
+def find_pauses(samples: Samples, sample_rate_hz: int) -> Activity:
+    """Tell which samples [sample] are in pauses of 1 s or more, 0.25 s beside speech left out."""
+    speech = detect_speech(frame_levels_db(samples, sample_rate_hz))
+    pauses = smooth_activity(~speech, _LONG_PAUSE_S, _BURST_S)
+    if pauses.any():
+        margin = np.ones(2 * round(_MARGIN_S / FRAME_S) + 1)
+        pauses = np.convolve(~pauses, margin, "same") < 0.5
+    return pauses[np.arange(len(samples)) * _FRAMES_PER_S // sample_rate_hz]
 
 
 def detect_audible(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:

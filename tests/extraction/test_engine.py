@@ -21,6 +21,7 @@ from mcspex_cli.extraction.engine import LEVEL_DB, Engine, Polarity, open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
+from mcspex_cli.extraction.speech import find_pauses
 from mcspex_cli.extraction.windows import Window
 from mcspex_cli.model.systems import System
 from tests.conftest import EXAMPLES, RATE_HZ, buzz
@@ -69,6 +70,23 @@ def test_a_single_pass_that_was_computed_before_changes_nothing(tiny: System, pa
     for known in ([firsts[0], None], [None, firsts[1]]):
         estimates = engine.compute(windows, polarities, firsts=known)
         np.testing.assert_allclose(estimates, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-3])
+def test_a_pause_does_not_change_what_is_found_in_speech(tiny: System, level: float) -> None:
+    """The networks' norms see all that they get; each channel has its own pauses."""
+    engine = Engine(tiny, batched(1))
+    polarity = Polarity(engine.embed([buzz(200, 1)]))
+    noise = np.random.default_rng(0).standard_normal(2 * RATE_HZ).astype(np.float32)
+    pause, voice = level * noise, buzz(100, 2)
+    window = np.stack([np.append(voice, pause), np.append(pause, voice), np.append(voice, voice)])
+    shares = [find_pauses(samples, RATE_HZ).mean() for samples in window]
+    assert shares == pytest.approx([0.44, 0.44, 0], abs=0.02)
+    for samples, found in zip(window, engine.compute([window], [polarity])[0], strict=True):
+        is_speech = ~find_pauses(samples, RATE_HZ)
+        (alone,) = engine.compute([samples[None, is_speech]], [polarity])[0]
+        assert si_sdr(found[is_speech], alone) > 100
+        assert found[~is_speech].any() == (level > 0 and not is_speech.all())
 
 
 def test_an_inverted_window_comes_out_inverted(tiny: System) -> None:

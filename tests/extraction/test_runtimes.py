@@ -105,6 +105,10 @@ def test_a_runtime_gives_what_torch_gives(design: tuple[System, Path]) -> None:
         expected = np.stack(exact.extract(mixtures, voices))
         assert agree(np.stack(other.extract(mixtures, voices)), expected)
         assert agree(np.stack(other.extract(mixtures[:1], voices[:1])), expected[:1])
+    (shorter,) = exact.extract([mixtures[0][:-1]], voices[:1])
+    both = other.extract([mixtures[0][:-1], mixtures[1]], voices[:2])
+    assert agree(both[0], shorter)
+    assert agree(both[1], expected[1])
 
 
 def test_a_long_signal_in_windows_is_what_torch_makes_of_it(design: tuple[System, Path]) -> None:

@@ -10,6 +10,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.speech import (
     FRAME_S,
     detect_speech,
+    find_pauses,
     frame_levels_db,
     list_spans,
     smooth_activity,
@@ -86,6 +87,20 @@ def test_silence_is_active_nowhere(level_db: float) -> None:
 def test_the_level_of_a_recording_does_not_matter() -> None:
     samples = padded() + noise(4, -50)
     assert found(samples * 0.1) == found(samples)
+
+
+@pytest.mark.parametrize("noise_db", [None, -45.0])
+def test_pauses_of_a_second_are_found_but_for_what_is_next_to_speech(
+    noise_db: float | None,
+) -> None:
+    voice, pause = talk(1, 0, 2, RATE_HZ), np.zeros(3 * RATE_HZ, np.float32)
+    samples = np.concatenate([pause, voice, pause[: RATE_HZ // 2], voice, pause])
+    if noise_db is not None:
+        samples = samples + noise(10.5, noise_db)
+    (before, after) = list_spans(find_pauses(samples, RATE_HZ)[:: RATE_HZ // 100])
+    assert before == pytest.approx((0.0, 2.75), abs=0.1)
+    assert after == pytest.approx((7.75, 10.5), abs=0.4)
+    assert not find_pauses(noise(2, -30), RATE_HZ).any()
 
 
 def test_gaps_are_filled_before_bursts_are_dropped() -> None:
