@@ -50,9 +50,10 @@ def set_size(browser: Browser, width: int, height: int = 1000) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def set_scheme(browser: Browser, scheme: str) -> None:
-    """Have the page drawn for "light" or "dark"."""
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
+def set_scheme(browser: Browser, scheme: str, forced: str = "none") -> None:
+    """Have the page drawn for "light" or "dark"; if `forced` is "active", in the user's colours."""
+    values = {"prefers-color-scheme": scheme, "forced-colors": forced}
+    features = [{"name": name, "value": value} for name, value in values.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 

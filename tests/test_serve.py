@@ -588,6 +588,13 @@ def page(server: Server, browser: Browser) -> Page:
     return Page(browser)
 
 
+_WAVE_COLOUR = """(() => {
+  const wave = document.querySelector("#track-voice .wave > *");
+  const canvas = wave.shadowRoot.querySelector("canvas");
+  return [...canvas.getContext("2d").getImageData(9, canvas.height / 2, 1, 1).data].slice(0, 3);
+})()"""
+
+
 def check(server: Server, page: Page) -> None:
     """Everything is from this server, fits the window, can be read, and has a name."""
     browser = page.browser
@@ -605,9 +612,16 @@ def check(server: Server, page: Page) -> None:
     for width in (420, 1400):
         set_size(browser, width)
         assert page.run("document.documentElement.scrollWidth") <= width
-    for scheme in ("light", "dark"):
+    for scheme, voice in (("light", [15, 118, 110]), ("dark", [79, 209, 184])):
         set_scheme(browser, scheme)
         assert [pair for pair in contrasts(browser) if pair[0] < 4.5] == []
+        until(lambda: page.run(_WAVE_COLOUR) == voice, "the waveform has the colours of the scheme")  # noqa: B023
+    button = "getComputedStyle(document.querySelector('.play')).backgroundColor"
+    colour = page.run(button)
+    set_scheme(browser, "dark", "active")
+    assert page.run(button) == colour  # without it, its symbol cannot be seen
+    page.run("document.querySelector('#name').textContent = 'שיחה 5'")
+    assert page("#length").location["x"] > page("#name").location["x"]
     nameless = "[...document.querySelectorAll('button, a, [role=slider], canvas')].filter("
     nameless += "(e) => !(e.ariaLabel || e.textContent.trim())).map((e) => e.outerHTML)"
     assert page.run(nameless) == []
@@ -672,6 +686,7 @@ def test_an_interview_from_dropping_it_to_saving_the_voice(
     page.drop("#voice", files[3])
     until(lambda: "interview.safetensors" in page("#chips").text, "the saved voice")
     first = page.run("document.images[0].src")
+    page.run("document.querySelector('#person').value = 'W'.repeat(100)")
     page("#extract").click()
     until(lambda: page.run("document.images[0]?.src") not in (None, first), "another result")
     assert page("#verdict").text.startswith("The person is there")
@@ -689,10 +704,15 @@ def test_bad_input_is_told_and_changes_nothing(page: Page, tmp_path: Path) -> No
     page("#example").click()
     page.wait_for("#extract", "is_enabled")
     assert not page("#problem").is_displayed()
-    page.drop("#voice", broken)
-    assert page.wait_for("#problem").text.startswith("<b>broken<b>.wav: ")
-    page.drop("#voice", INTERVIEW)
+    large = tmp_path / "large.wav"
+    large.touch()
+    os.truncate(large, 3 * 2**30)  # which would take long to send
+    page.drop("#voice", broken, tmp_path, large, INTERVIEW)
     until(lambda: "interview.flac" in page("#chips").text, "the reference")
+    problem = until(lambda: page("#problem").text, "it is told")
+    assert re.fullmatch(
+        r"<b>broken<b>.wav: .+ \S+: could not be sent. .+ large.wav: is too large; .+", problem
+    )
     page("#extract").click()
     message = "interview.flac: is its own reference (interview.flac). Give another clip of the "
     message += "voice alone, or mark where it speaks alone."
@@ -812,6 +832,8 @@ def test_a_page_out_of_reach_says_so_until_it_is_in_reach_again(page: Page, tmp_
 
 @needs_browser
 def test_what_a_broken_network_kept_back_comes_when_it_is_back(page: Page) -> None:
+    from selenium.webdriver.support import expected_conditions
+
     def block(*urls: str) -> None:
         page.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": list(urls)})
 
@@ -835,9 +857,17 @@ def test_what_a_broken_network_kept_back_comes_when_it_is_back(page: Page) -> No
     page.wait_for("#pictures figure:nth-child(3)")
     page("#track-others .play").click()
     until(lambda: "Everybody else: cannot be played." in page("#problem").text, "no sound")
+    block("*/saved/*")
+    page("[data-save='voice.wav']").click()
+    until(lambda: page("#problem").text.startswith(out_of_reach), "nothing to save")
     block()
     page("#track-others .play").click()
     until(lambda: page.run("document.querySelector('#track-others audio').currentTime") > 0.5, "it")
+    page("#file").send_keys(str(INTERVIEW))  # which would delete the result
+    asked = until(lambda: expected_conditions.alert_is_present()(page.browser), "a question")
+    assert asked.text == "The voice from this recording is not saved. Go on without it?"
+    asked.dismiss()
+    assert page("#result").is_displayed()
 
 
 @needs_browser
@@ -854,6 +884,7 @@ def test_two_pages_wait_for_each_other_and_can_cancel(
     page.run("arguments[0].focus()", page("#chips button"))
     page.run("document.querySelector('#extract').click()")
     until(lambda: page("#work-text").text.startswith("Extracting: "), "the first is at work")
+    assert page("[role=status]").text == "Extracting:"  # percents would be read out all the time
     assert page.run("document.activeElement.closest('#chips') !== null")  # it was not made anew
 
     browser.switch_to.new_window("tab")

@@ -5,6 +5,7 @@ GET /                             the page
 GET /static/NAME                  its style and scripts
 POST /sessions                    opens a session; everything below belongs to one
 GET  /sessions/ID/                its state, as JSON
+GET  /sessions/ID/space           whether a file of some size may be sent
 PUT  /sessions/ID/recording       a file; also /example, /recording/part and /references
 POST /sessions/ID/extraction      begins one; DELETE cancels it
 GET  /sessions/ID/sounds/NAME     a WAV file, in ranges; /peaks/NAME and /pictures/NAME show it
@@ -165,6 +166,7 @@ class Pages:
         """What is answered, and how."""
         of_sessions: list[tuple[str, str, Endpoint]] = [
             ("GET", "/", self._state),
+            ("GET", "/space", self._check_space),
             ("PUT", "/recording", self._receive_recording),
             ("POST", "/example", self._use_example),
             ("POST", "/recording/part", self._choose_part),
@@ -243,6 +245,10 @@ class Pages:
 
     async def _state(self, session: Session, request: Request) -> None:
         """Answer with the state."""
+
+    def _check_space(self, session: Session, request: Request) -> None:
+        size = int(_number(request.query_params, "size"))
+        session.check_space(request.query_params.get("name", ""), size)
 
     async def _receive_recording(self, session: Session, request: Request) -> None:
         await run_in_threadpool(session.receive_recording, await _upload(session, request))
@@ -389,9 +395,9 @@ async def _stream_peaks(recording: Recording) -> AsyncIterator[bytes]:
 
 
 def _number(query: Mapping[str, str], name: str) -> float:
-    """A time in a query; 0 if it is not a number."""
+    """A time or size in a query; 0 if it is not a number."""
     try:
-        return min(max(0.0, float(query.get(name, ""))), 1e9)
+        return min(max(0.0, float(query.get(name, ""))), 1e15)
     except ValueError:
         return 0.0
 

@@ -66,6 +66,10 @@ _IN_THE_PAGE = {
 """What messages say of the command line, in the words of the page."""
 
 
+def _shown(name: str) -> str:
+    return line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
+
+
 class Session:
     """One open page: its recording, its references and its extraction, in a folder of its own.
 
@@ -85,27 +89,30 @@ class Session:
         self._names: dict[str, str] = {}
         """What the user calls each file that came."""
 
+    def check_space(self, name: str, size: int = 0) -> None:
+        """Refuse a file whose `size` more bytes would be more than the page may send."""
+        if size + self._uploaded_bytes() > self._max_bytes:
+            raise OutputError(
+                f"{_shown(name)}: is too large; a page may send "
+                f"{self._max_bytes / 2**20:,.0f} MB in all. "
+                "Start mcspex serve with a larger --max-upload."
+            )
+
     async def receive(self, name: str, size: int, body: AsyncIterator[bytes]) -> Upload:
         """Store a file as it comes; `size` is what is announced of its bytes."""
-        name = line(name.replace("\\", "/").rpartition("/")[2])[-LONGEST_NAME:] or "unnamed"
+        name = _shown(name)
         suffix = Path(name).suffix.lower()
         suffixes = files.SUFFIXES | {profile.SUFFIX}
         path = self.folder / f"upload-{next(self._numbers)}{suffix if suffix in suffixes else ''}"
         self._names[str(path)] = name
-        too_large = OutputError(
-            f"{name}: is too large; a page may send {self._max_bytes / 2**20:,.0f} MB in all. "
-            "Start mcspex serve with a larger --max-upload."
-        )
-        if size > self._max_bytes - self._uploaded_bytes():
-            raise too_large
+        self.check_space(name, size)
         try:
             with path.open("wb") as file:
                 async for chunk in body:
                     self.last_request_s = time.monotonic()
                     file.write(chunk)
                     file.flush()
-                    if self._uploaded_bytes() > self._max_bytes:
-                        raise too_large
+                    self.check_space(name)
         except BaseException as error:
             path.unlink(missing_ok=True)
             if isinstance(error, OSError):

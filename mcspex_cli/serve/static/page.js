@@ -3,6 +3,7 @@ import Regions from "./regions.js";
 import { Track, clock, colour, element, lastTrack } from "./tracks.js";
 
 const $ = (id) => document.getElementById(id);
+const MARK = "color-mix(in srgb, var(--voice) 25%, transparent)";
 const QUICK = 400, SLOW = 10000; // milliseconds between two questions to the server
 
 let base = "";
@@ -11,7 +12,7 @@ let mixture = null, regions = null; // the recording's track, and the marks on i
 let peaks = new Float32Array(0), drawing = 0; // `drawing` counts the recordings that were drawn
 let undrawn = false; // whether the network failed while the recording was drawn
 let chips = ""; // what the buttons of marks and references show
-let decoded = false, uploading = 0, saved = true;
+let decoded = false, uploading = 0, saved = false;
 let resultId = null; // the extraction whose result is on the page
 let results = [];
 let timer = 0, failures = 0;
@@ -53,29 +54,33 @@ const attempt = async (work) => {
   }
 };
 
-const send = (path, file, what) => opened.then(() => new Promise((resolve, reject) => {
-  const upload = new XMLHttpRequest();
-  upload.open("PUT", `${base}${path}?name=${encodeURIComponent(file.name)}`);
-  upload.responseType = "json";
-  upload.upload.onprogress = ({ loaded, total }) => {
-    $("upload").querySelector("progress").value = loaded / total;
-    $("upload-text").textContent = `${what}: ${Math.round((100 * loaded) / total)} %`;
-  };
-  const end = (settle, value) => {
-    uploading -= 1;
-    $("upload").hidden = !uploading;
-    settle(value);
-  };
-  upload.onload = () => {
-    if (upload.status === 200) end(resolve, upload.response);
-    else end(reject, new Error(upload.response?.error ?? `${file.name}: was refused (${upload.status}).`));
-  };
-  upload.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder or too large, or mcspex serve has ended.`));
-  uploading += 1;
-  $("upload").hidden = false;
-  $("upload-text").textContent = what;
-  upload.send(file);
-}));
+const send = async (path, file) => {
+  const name = `name=${encodeURIComponent(file.name)}`;
+  await ask("GET", `space?${name}&size=${file.size}`); // a browser sends all of it before it reads a refusal
+  return new Promise((resolve, reject) => {
+    const upload = new XMLHttpRequest();
+    upload.open("PUT", `${base}${path}?${name}`);
+    upload.responseType = "json";
+    upload.upload.onprogress = ({ loaded, total }) => {
+      $("upload").querySelector("progress").value = loaded / total;
+      $("upload-text").textContent = `Sending ${file.name}: ${Math.round((100 * loaded) / total)} %`;
+    };
+    const end = (settle, value) => {
+      uploading -= 1;
+      $("upload").hidden = !uploading;
+      settle(value);
+    };
+    upload.onload = () => {
+      if (upload.status === 200) end(resolve, upload.response);
+      else end(reject, new Error(upload.response?.error ?? `${file.name}: was refused (${upload.status}).`));
+    };
+    upload.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder, it may have been changed meanwhile, or mcspex serve has ended.`));
+    uploading += 1;
+    $("upload").hidden = false;
+    $("upload-text").textContent = `Sending ${file.name}`;
+    upload.send(file);
+  });
+};
 
 const watch = async () => {
   clearTimeout(timer);
@@ -119,7 +124,7 @@ const draw = async (own) => {
   if (!mixture) {
     regions = Regions.create();
     mixture = new Track($("mixture"), { name: "mixture", label: "Recording", plugins: [regions], withZoom: true, onProblem: tell });
-    regions.enableDragSelection({ color: `color-mix(in srgb, ${colour("--voice")} 25%, transparent)`, minLength: 0.3 });
+    regions.enableDragSelection({ color: MARK, minLength: 0.3 });
     for (const event of ["region-created", "region-updated", "region-removed"]) regions.on(event, showChips);
   }
   const reader = (await request(`${base}peaks/mixture`)).body.getReader();
@@ -172,7 +177,7 @@ const showChannels = () => {
 const choosePart = () => attempt(async () => {
   const query = new URLSearchParams({ channel: $("channel").value, track: $("track").value });
   try {
-    await useRecording(await ask("POST", `recording/part?${query}`), true);
+    if (mayLoseResult()) await useRecording(await ask("POST", `recording/part?${query}`), true);
   } finally {
     showChannels();
   }
@@ -219,7 +224,7 @@ const mark = (start, end) => {
     return;
   }
   tell("");
-  regions.addRegion({ start, end, color: `color-mix(in srgb, ${colour("--voice")} 25%, transparent)`, minLength: 0.3 });
+  regions.addRegion({ start, end, color: MARK, minLength: 0.3 });
   $("from").value = $("to").value = "";
 };
 
@@ -235,14 +240,15 @@ const extract = () => attempt(async () => {
 
 const duration = (s) => (s < 60 ? `${Math.max(1, Math.round(s))} s` : `${Math.round(s / 60)} min`);
 
-const progressText = ({ state: now, place, step, share, left_s: left }) => {
-  if (now === "waiting") return ["Waiting…", "Waiting: one extraction comes first"][place] ?? `Waiting: ${place} extractions come first`;
-  if (step === "cancelling") return "Cancelling…";
-  if (step === "loading") return "Loading the model…";
-  if (step === "listening") return "Listening to the person…";
-  if (step === "writing") return "Writing the files…";
+// What screen readers say, and what they do not, because it changes all the time.
+const progressTexts = ({ state: now, place, step, share, left_s: left }) => {
+  if (now === "waiting") return [["Waiting…", "Waiting: one extraction comes first"][place] ?? `Waiting: ${place} extractions come first`, ""];
+  if (step === "cancelling") return ["Cancelling…", ""];
+  if (step === "loading") return ["Loading the model…", ""];
+  if (step === "listening") return ["Listening to the person…", ""];
+  if (step === "writing") return ["Writing the files…", ""];
   const rest = left === null ? "" : `, ${duration(left)} left`;
-  return `Extracting: ${Math.round(100 * share)} %${rest}`;
+  return ["Extracting:", ` ${Math.round(100 * share)} %${rest}`];
 };
 
 const showButtons = () => {
@@ -256,7 +262,9 @@ const showButtons = () => {
   const bar = $("work").querySelector("progress");
   if (state.extraction.step === "extracting") bar.value = state.extraction.share;
   else bar.removeAttribute("value");
-  $("work-text").textContent = progressText(state.extraction);
+  const [step, rest] = progressTexts(state.extraction);
+  if ($("work-step").textContent !== step) $("work-step").textContent = step;
+  $("work-rest").textContent = rest;
 };
 
 // The result
@@ -279,7 +287,7 @@ const showResult = async ({ id, result }) => {
     return track;
   });
   $("result").focus({ preventScroll: true });
-  $("result").scrollIntoView({ behavior: "smooth" });
+  $("result").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "instant" : "smooth" });
   const fetched = async (path, kind) => (await request(base + path))[kind]().catch(outOfReach);
   let subtitles;
   try {
@@ -367,13 +375,18 @@ const show = (now) => {
   showChips();
 };
 
+const wouldLoseResult = () => !$("work").hidden || (!saved && !$("result").hidden);
+const mayLoseResult = () => !wouldLoseResult() || confirm("The voice from this recording is not saved. Go on without it?");
+
 const addReferences = (files) => attempt(async () => {
-  for (const file of files) show(await send("references", file, `Sending ${file.name}`));
+  const problems = [];
+  for (const file of files) await send("references", file).then(show, ({ message }) => problems.push(message));
+  tell([...new Set(problems)].join(" "));
 });
 
 const addRecording = (files) => attempt(async () => {
   if (files.length > 1) throw new Error("Drop one recording at a time.");
-  if (files.length) await useRecording(await send("recording", files[0], `Sending ${files[0].name}`));
+  if (files.length && mayLoseResult()) await useRecording(await send("recording", files[0]));
 });
 
 const target = (event) => (state.recording && !event.target.closest?.("#recording") ? $("voice") : $("recording"));
@@ -416,9 +429,16 @@ $("channel").addEventListener("change", choosePart);
 $("track").addEventListener("change", choosePart);
 $("extract").addEventListener("click", extract);
 $("cancel").addEventListener("click", () => attempt(async () => show(await ask("DELETE", "extraction"))));
-for (const link of document.querySelectorAll("[data-save]")) link.addEventListener("click", () => { saved = true; });
+for (const link of document.querySelectorAll("[data-save]")) link.addEventListener("click", (event) => {
+  event.preventDefault();
+  attempt(async () => { // a browser does not say why it could not save something
+    await (await request(link.href)).body.cancel();
+    element("a", { href: link.href, download: "" }).click();
+    saved = true;
+  });
+});
 
-addEventListener("beforeunload", (event) => { if (uploading || $("work").hidden === false || !saved) event.preventDefault(); });
+addEventListener("beforeunload", (event) => { if (uploading || wouldLoseResult()) event.preventDefault(); });
 addEventListener("pagehide", () => navigator.sendBeacon(`${base}close`));
 addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 

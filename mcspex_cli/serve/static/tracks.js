@@ -23,10 +23,18 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 
 export const lastTrack = () => last;
 
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const track of tracks) {
+    track.surfer.setOptions(track.colours());
+    track.onView(...track.view());
+  }
+});
+
 export class Track {
   // `name` is mixture, voice or others; `onView` is told from when to when is seen after a zoom or scroll, and
   // `onProblem` why nothing can be played.
   constructor(place, { name, label, plugins = [], withZoom = false, onView = () => {}, onProblem }) {
+    this.name = name;
     this.seconds = 0;
     this.pixels = 0;
     this.group = [this];
@@ -42,9 +50,8 @@ export class Track {
     this.surfer = WaveSurfer.create({
       container: this.wave,
       height: HEIGHT,
-      waveColor: colour(`--${name}`),
-      progressColor: colour(`--${name}`),
-      cursorColor: colour("--ink"),
+      ...this.colours(),
+      cursorColor: "var(--ink)",
       cursorWidth: 2,
       normalize: true,
       autoCenter: false,
@@ -78,6 +85,8 @@ export class Track {
     await this.surfer.load(url, [peaks], seconds);
     this.showTime();
   }
+
+  colours() { return { waveColor: colour(`--${this.name}`), progressColor: colour(`--${this.name}`) }; }
 
   get at() { return this.surfer.getCurrentTime(); }
 
