@@ -238,6 +238,9 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     )
     groups = _read_groups(request)
     work = _prepare(request)
+    if request.shard != (1, 1) and not _is_given("shard"):
+        index, count = request.shard
+        console.say(f"part {index} of {count}, as task of a Slurm array; --shard 1/1 does all.")
     if request.dry_run:
         _show_plan(work, as_json=request.as_json)
         return
@@ -280,13 +283,16 @@ def _check_usage(request: BatchOptions) -> None:
             "pattern": ("reference_folder",),
         }
     )
-    context = click.get_current_context()
-    for each in context.command.params:
+    for each in click.get_current_context().command.params:
         users = [name for name, backend in BACKENDS.items() if each.name in backend.options]
-        given = context.get_parameter_source(each.name or "") == ParameterSource.COMMANDLINE
-        if given and users and request.backend not in users:
+        if users and request.backend not in users and _is_given(each.name or ""):
             raise click.UsageError(f"{each.opts[0]} is for --engine {' or '.join(users)}.")
     BACKENDS[request.backend].check()
+
+
+def _is_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source == ParameterSource.COMMANDLINE
 
 
 def _read_groups(request: BatchOptions) -> Groups | None:

@@ -765,8 +765,10 @@ def test_a_slurm_array_is_shards(
     made = json.loads(batch(*ASKED, "--dry-run", "--json").stdout)["jobs"]
     assert 0 < len(made) < 6
     assert made == expected
-    said = json.loads(batch(*ASKED, "--dry-run", "--json", "--shard", "1/1").stdout)
-    assert len(said["jobs"]) == 6
+    part = f"part {shard.replace('/', ' of ')}, as task of a Slurm array; --shard 1/1 does all.\n"
+    assert part in batch(*ASKED, "--dry-run").stderr
+    said = batch(*ASKED, "--dry-run", "--shard", "1/1").stderr
+    assert said.startswith("6 files to do")
 
 
 def test_a_slurm_array_with_gaps_has_to_be_told(
