@@ -173,7 +173,9 @@ class Journal:
             same = [line for line in lines if same_places(line.input_key, task.input_key)]
             if lines and not any(line.settings == settings for line in same):
                 name = task.id if task.id in self.results else task.output
-                what = "another model or other settings" if same else "another mixture or reference"
+                what = "another mixture or reference"
+                if same:
+                    what = "another model or other settings, or by another version of mcspex"
                 raise OutputError(
                     f"{storage.label(self.folder)}: its {name} was made with {what}. Choose "
                     "another -o, or add --overwrite to replace it."

@@ -24,7 +24,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from mcspex_cli import audio, files
+from mcspex_cli import __version__, audio, files
 from mcspex_cli.batch import storage
 from mcspex_cli.batch.manifest import (
     ACTIVITY,
@@ -109,12 +109,13 @@ class BatchSettings:
     """Whether to wait for Slurm's array."""
 
     def fingerprint(self) -> str:
-        """A hash of the settings that an estimate depends on; equal only if they are."""
+        """A hash of the version and settings that an estimate depends on."""
         runtime = "onnx" if self.engine_settings.runtime == "onnx" else "torch"  # also for "auto"
         engine = replace(self.engine_settings, device="auto", batch=0, threads=0, runtime=runtime)
         # Where nothing is done about an absent voice, presence changes no estimate.
         calibration = None if self.options.absent == "keep" else self.model.calibration
-        return hash_of((self.model.sha256, astuple(engine), astuple(self.options), calibration))
+        settings = astuple(engine), astuple(self.options), calibration
+        return hash_of((__version__, self.model.sha256, settings))
 
     def on_gpu(self) -> bool:
         """Whether it is computed on GPUs.

@@ -264,7 +264,8 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     if lost and not left and work.settings.shard == (1, 1):
         raise PartialFailure(
             f"{console.count(lost, 'file')} done, but replaced or removed since. If another batch "
-            "with other settings writes to this folder, end it; then use --overwrite."
+            "with other settings writes to this folder, end it; then use --overwrite. All machines "
+            "need the same version of mcspex."
         )
     score.conclude(report)
 

@@ -465,19 +465,23 @@ def test_a_bad_reference_costs_only_its_own_mixtures(batch: Run) -> None:
     assert len(journal("out", "scored")) == 3
 
 
-def test_other_settings_are_refused_in_the_same_folder(batch: Run) -> None:
+def test_other_settings_are_refused_in_the_same_folder(
+    batch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch(*ASKED)
     before = sounds("out")
     done = batch(*ASKED, "--level", "peak")
     assert (done.exit_code, done.stderr) == (
         1,
-        "error: out: its ann/0 was made with another model or other settings. Choose another -o, "
-        "or add --overwrite to replace it.\n",
+        "error: out: its ann/0 was made with another model or other settings, or by another "
+        "version of mcspex. Choose another -o, or add --overwrite to replace it.\n",
     )
     assert sounds("out") == before
     assert batch(*ASKED, "--level", "peak", "--dry-run").exit_code == 1
     assert batch(*ASKED, "--level", "peak", "--overwrite").exit_code == 0
     assert sounds("out") != before
+    monkeypatch.setattr("mcspex_cli.batch.plan.__version__", "9.0.0")
+    assert "by another version" in batch(*ASKED, "--level", "peak").stderr
     assert json.loads(Path("out/run.json").read_text())["level"] == "peak"
 
 
