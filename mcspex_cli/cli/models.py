@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from operator import attrgetter
 from pathlib import Path
@@ -421,6 +422,6 @@ def _columns(info: CheckpointInfo) -> tuple[str, str, str, str]:
     source: str = info.source
     if info.revision:
         source = ", ".join(["the Hub", *info.refs, info.revision[:12]])
-    elif source == "bundled" and info.name == DEFAULT_MODEL:
+    elif source == "bundled" and info.name == (os.environ.get("MCSPEX_MODEL") or DEFAULT_MODEL):
         source += ", the default"
     return info.title, rate, size, source

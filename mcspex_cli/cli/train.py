@@ -60,7 +60,7 @@ def simulate(
 ) -> None:
     """Make mixtures of talkers, with references, to test a model on.
 
-    The same seed makes the same mixtures. SPEAKERS are folders of SPEAKER/*.wav|flac|ogg,
+    The same seed makes the same mixtures. SPEAKERS are folders of SPEAKER/*.wav,
     LibriSpeech trees, or LibriMix sets (mix_clean/ s1/ s2/ and perhaps s3/). Unless -n is given,
     the mixtures of a LibriMix set are taken as they are, once for each talker as the target.
     """

@@ -573,6 +573,8 @@ def test_list_has_what_works_without_a_network(hub: Hub, commit: str, pulled: Pa
     assert f"{REPO} MC-SpEx 8 kHz {size:.1f} kB the Hub, main, {commit[:12]}" in rows
     assert len(rows) == 2 + len(bundled())
     listed = json.loads(run("models", "list", "--json").stdout)[-1]
+    chosen = run("models", "list", MCSPEX_MODEL="spexplus-16k").stdout
+    assert re.findall(r"(\S+) .+ the default", chosen) == ["spexplus-16k"]
     assert (listed["name"], listed["revision"], listed["refs"]) == (REPO, commit, ["main"])
     assert listed["folder"] == str(pulled)
     assert not hub.requests
