@@ -230,7 +230,9 @@ def parse_csv(
     usual: str = ",",
     kind: type[McspexError] = ConfigError,
 ) -> tuple[list[str], Iterator[CsvRow]]:
-    """The headings of a CSV, and its rows, with stripped cells; empty rows are left out.
+    """The headings of a CSV, and its rows, with stripped cells.
+
+    Empty rows, and empty columns at the end, are left out, since spreadsheets write some.
 
     Commas, semicolons or tabs separate it: the first of them, `usual` before the others, that makes
     a heading for which `is_key` is true. Without such a heading it is read as `usual`. If it cannot
@@ -254,6 +256,8 @@ def _csv_rows(text: str, delimiter: str) -> Iterator[CsvRow]:
         for row in rows:
             cells, number = [cell.strip() for cell in row], rows.line_num
             if any(cells):
+                while not cells[-1] and len(cells) > width:
+                    cells.pop()
                 width = width or len(cells)
                 problem = f"has {len(cells)} column{'s' * (len(cells) > 1)}, not {width}."
                 yield number, cells if len(cells) == width else problem

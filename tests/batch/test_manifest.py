@@ -33,6 +33,7 @@ def line(row: object) -> str:
         ("m.tsv", "truth\tmixture\treference\nt.wav\ta/1.wav\tr.wav\n\n\tb/2.wav\ts.wav\n"),
         ("m.csv", " mixture , reference,note,truth\na/1.wav,r.wav,x,t.wav\nb/2.wav,s.wav,y,\n"),
         ("m.csv", "mixture;reference;truth\na/1.wav;r.wav;t.wav\nb/2.wav;s.wav;\n"),
+        ("m.csv", "mixture,reference,truth,,\na/1.wav,r.wav,t.wav\nb/2.wav,s.wav,,,,\n,,,,\n"),
         ("m.csv", "Mixture,enrollment,Target\na/1.wav,r.wav,t.wav\nb/2.wav,s.wav,\n"),
         ("m.tsv", "mixture_path,ENROLMENT,clean\na/1.wav,r.wav,t.wav\nb/2.wav,s.wav,\n"),
         (
