@@ -213,6 +213,10 @@ def test_what_is_too_large_is_refused_and_not_kept(server: Server) -> None:
     assert json.loads(body) == {"error": message}
     folder = server.folder(path)
     assert list(folder.iterdir()) == []
+    server.put(f"{path}/recording", "a.flac", INTERVIEW.read_bytes())
+    _, _, body = server.ask("GET", f"{path}/space?name=big.wav&size={20 * 2**20}")
+    message = message.replace("Start", "Load the page again, which deletes what is there, or start")
+    assert json.loads(body) == {"error": message}
     server.ask("POST", f"{path}/close")
 
 

@@ -89,13 +89,17 @@ class Session:
         self._names: dict[str, str] = {}
         """What the user calls each file that came."""
 
-    def check_space(self, name: str, size: int = 0) -> None:
-        """Refuse a file whose `size` more bytes would be more than the page may send."""
-        if size + self._uploaded_bytes() > self._max_bytes:
+    def check_space(self, name: str, size: int, path: Path | None = None) -> None:
+        """Refuse a file of `size` bytes, of which some may be at `path`, if it is too large."""
+        others = self._uploaded_bytes(path)
+        if size + others > self._max_bytes:
+            remedy = (
+                "Load the page again, which deletes what is there, or start" if others else "Start"
+            )
             raise OutputError(
                 f"{_shown(name)}: is too large; a page may send "
                 f"{self._max_bytes / 2**20:,.0f} MB in all. "
-                "Start mcspex serve with a larger --max-upload."
+                f"{remedy} mcspex serve with a larger --max-upload."
             )
 
     async def receive(self, name: str, size: int, body: AsyncIterator[bytes]) -> Upload:
@@ -112,7 +116,7 @@ class Session:
                     self.last_request_s = time.monotonic()
                     file.write(chunk)
                     file.flush()
-                    self.check_space(name)
+                    self.check_space(name, file.tell(), path)
         except BaseException as error:
             path.unlink(missing_ok=True)
             if isinstance(error, OSError):
@@ -120,12 +124,13 @@ class Session:
             raise
         return Upload(name, path)
 
-    def _uploaded_bytes(self) -> int:
-        """What all uploads have on the disk, also those that are still coming or have stalled."""
+    def _uploaded_bytes(self, but: Path | None) -> int:
+        """What other uploads have on the disk, also those that are still coming or have stalled."""
         total = 0
         for path in self.folder.glob("upload-*"):
-            with suppress(FileNotFoundError):  # removed meanwhile
-                total += path.stat().st_size
+            if path != but:
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    total += path.stat().st_size
         return total
 
     def receive_recording(self, upload: Upload, channel: str = "mix", track: str = "") -> None:

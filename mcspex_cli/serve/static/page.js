@@ -74,7 +74,7 @@ const send = async (path, file) => {
       if (upload.status === 200) end(resolve, upload.response);
       else end(reject, new Error(upload.response?.error ?? `${file.name}: was refused (${upload.status}).`));
     };
-    upload.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder, it may have been changed meanwhile, or mcspex serve has ended.`));
+    upload.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder, or have been changed meanwhile; or the network failed, or mcspex serve has ended.`));
     uploading += 1;
     $("upload").hidden = false;
     $("upload-text").textContent = `Sending ${file.name}`;
