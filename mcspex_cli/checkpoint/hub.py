@@ -449,8 +449,12 @@ def _our_error(name: HubName, error: BaseException, *, writing: bool = False) ->
         case _ if reason.startswith("Consistency check"):
             text = "a file came with another size than announced. Try again later."
         case OSError() | ImportError() | errors.HTTPError():  # type: ignore[attr-defined]
-            text = f"cannot reach {_endpoint()} ({reason}). Check the connection. Models on this "
-            text += "disk work without it."
+            # A missing file can only be the one of the certificates: others have names, see above.
+            by_trust = "certificate" in reason or isinstance(error, FileNotFoundError)
+            advice = "Let SSL_CERT_FILE name a file with the certificates that your network needs."
+            text = f"cannot reach {_endpoint()} ({reason}). "
+            text += advice if by_trust else "Check the connection."
+            text += " Models on this disk work without it."
         case _:
             text = _not_a_hub()
     return HubError(f"{name}: {text}")

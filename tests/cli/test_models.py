@@ -531,6 +531,18 @@ def test_without_a_network_there_is_one_line_soon(
     assert words in done.stderr
 
 
+def test_certificates_that_cannot_be_used_are_named(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://127.0.0.1:9")
+    (tmp_path / "text.pem").touch()
+    for name in ("text.pem", "none.pem"):
+        done = run("models", "pull", REPO, SSL_CERT_FILE=str(tmp_path / name))
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+        assert "cannot reach https://127.0.0.1:9 (" in done.stderr
+        assert "). Let SSL_CERT_FILE name" in done.stderr
+
+
 @pytest.mark.parametrize(
     "setting", ["HF_HUB_ETAG_TIMEOUT=abc", "HF_HUB_DOWNLOAD_TIMEOUT=1.5", "HF_ENDPOINT=http://["]
 )
