@@ -328,10 +328,12 @@ def new_system(config: SystemConfig, where: object) -> System:
     """Build the system that a config describes, without memory for its tensors.
 
     Raises:
-        CheckpointError: the config, which is called `where`, names a part that does not exist.
+        CheckpointError: the config, which is called `where`, names a part that does not exist, or
+            has times that are too long.
     """
     import torch
 
+    from mcspex_cli.audio import MIN_SIGNAL_S
     from mcspex_cli.model.systems import CHOICES, build
 
     config = replace(config, consm=_FORMER_CONSMS.get(config.consm, config.consm))
@@ -340,7 +342,13 @@ def new_system(config: SystemConfig, where: object) -> System:
             others = ", ".join(choices)
             raise CheckpointError(f"{where}: {key} {value[:60]!r} is unknown. Known: {others}.")
     with torch.device("meta"):
-        return build(config)
+        system = build(config)
+    if system.least_reference_samples > MIN_SIGNAL_S * config.sample_rate_hz:
+        raise CheckpointError(
+            f"{where}: hop_ms and windows_ms are too long for a reference of {MIN_SIGNAL_S} s. Use "
+            f"the {CONFIG} that came with the weights."
+        )
+    return system
 
 
 def fill(system: System, tensors: dict[str, Tensor]) -> System:

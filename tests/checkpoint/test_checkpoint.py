@@ -163,6 +163,10 @@ def test_a_config_that_is_none_is_refused(folder: Path, text: str, message: str)
         ({"filters": 1.5}, r"filters is 1\.5\. Expected `int`, got `float`"),
         ({"hop_ms": "1"}, r"hop_ms is '1'\. Expected `float`"),
         ({"hop_ms": 10**400}, r"config.json: damaged|hop_ms is 1000"),
+        (
+            {"hop_ms": 20},
+            r"config.json: hop_ms and windows_ms are too long for a ref",
+        ),
         ({"kernel": 4}, r"kernel is 4\. It must be odd"),
         ({"system": ["mcspex"]}, r"system is \['mcspex'\]\. Expected `str`"),
         ({"windows_ms": [1, 2]}, r"windows_ms is \[1, 2\]\. Expected `array` of length 3, got 2"),
