@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import shutil
 from collections import Counter
@@ -26,6 +27,8 @@ from mcspex_cli.training.data import (
 )
 from mcspex_cli.training.mixtures import MixtureSampler, Plan
 from mcspex_cli.training.settings import DataSettings, MixtureSettings
+
+_logger = logging.getLogger("mcspex")
 
 PEAK = 0.9
 """The highest peak of a rendered mixture."""
@@ -234,6 +237,14 @@ def read_validation(data: DataSettings, sample_rate_hz: int, part: slice) -> lis
         )
     else:
         recipes = read_recipes(path)
+    folders = [folder.resolve() for folder in data.train]
+    targets = [recipe.target.resolve() for recipe in recipes]
+    trained = sum(any(map(target.is_relative_to, folders)) for target in targets)
+    if trained and not part.start:  # other processes would say the same
+        _logger.warning(
+            f"{path}: in {trained} of {len(recipes)} mixtures the target is a file that [data] "
+            "train has too, so that the validation score is too good. Name other mixtures."
+        )
     count = min(len(recipes), data.validation_mixtures)
     chosen = np.linspace(0, len(recipes) - 1, count).round().astype(int)[part]
     return [render(recipes[k], sample_rate_hz) for k in chosen]

@@ -93,7 +93,7 @@ def test_simulate_then_train_then_extract_then_score(corpus: Path) -> None:
     assert (done.exit_code, done.stderr) == (0, f"{out}: 1 mixture at 8000 Hz\n")
     config = corpus.parent / "train.toml"
     config.write_text(
-        '[model]\nsize = "tiny"\n[data]\ntrain = ["speech"]\nvalidation = "speech/recipe.csv"\n'
+        '[model]\nsize = "tiny"\n[data]\ntrain = ["speech"]\nvalidation = "mixed"\n'
         "[mixtures]\nsegment_s = 0.5\nreference_s = [0.5, 0.6]\n"
         '[optimiser]\nsteps = 4\nbatch = 2\n[run]\nout = "run"\nlog_every_steps = 2\n'
         'device = "cpu"\n'

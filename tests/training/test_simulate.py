@@ -14,13 +14,14 @@ from mcspex_cli import audio
 from mcspex_cli.errors import AudioError, ConfigError, OutputError
 from mcspex_cli.evaluation.metrics import si_sdr
 from mcspex_cli.training.data import Corpus
-from mcspex_cli.training.settings import MixtureSettings
+from mcspex_cli.training.settings import DataSettings, MixtureSettings
 from mcspex_cli.training.simulate import (
     Recipe,
     Rendering,
     draw_renderings,
     librimix_recipes,
     read_recipes,
+    read_validation,
     render,
     write_renderings,
 )
@@ -298,6 +299,18 @@ def test_a_set_of_which_a_part_is_deleted_meanwhile_is_an_error(
     with pytest.raises(OutputError, match=rf"out: {lost}.* was deleted before all was done\. Run"):
         list(writing)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_validation_on_what_is_trained_on_is_warned_of(
+    recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = DataSettings(train=(recipe.parent / "cyn", recipe.parent / "none"), validation=recipe)
+    assert len(read_validation(data, RATE_HZ, slice(0, None, 2))) == 1
+    assert f"{recipe}: in 1 of 2 mixtures the target is a file that" in caplog.messages[0]
+    caplog.clear()
+    read_validation(data, RATE_HZ, slice(1, None, 2))
+    read_validation(replace(data, train=()), RATE_HZ, slice(0, None, 2))
+    assert not caplog.messages
 
 
 def test_draws_are_the_same_for_the_same_seed(corpus: Path) -> None:

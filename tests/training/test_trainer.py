@@ -38,7 +38,7 @@ system = "{system}"
 size = "tiny"
 [data]
 train = ["speech"]
-validation = "speech/recipe.csv"
+validation = "held-out/recipe.csv"
 [mixtures]
 segment_s = 0.5
 reference_s = [0.5, 0.8]
@@ -55,7 +55,8 @@ validate_every_steps = 3
 
 
 def settings(corpus: Path, out: str, system: str = "mcspex") -> TrainSettings:
-    (corpus / "recipe.csv").write_text(
+    held_out = shutil.copytree(corpus, corpus.parent / "held-out", dirs_exist_ok=True)
+    (held_out / "recipe.csv").write_text(
         "id,target,interferer,reference,snr_db\none,ann/a.flac,bob/b.flac,ann/b.flac,0\n"
     )
     path = corpus.parent / "train.toml"
@@ -237,7 +238,7 @@ def test_scores_of_other_validation_mixtures_are_not_compared(
     list(trainer.run())
     assert Trainer(chosen, resume=True).best_db == trainer.best_db > -math.inf
     assert caplog.messages == []
-    recipe = corpus / "recipe.csv"
+    recipe = corpus.parent / "held-out" / "recipe.csv"
     recipe.write_text(recipe.read_text().replace(",0\n", ",5\n"))
     assert Trainer(chosen, resume=True).best_db == -math.inf
     (message,) = set(caplog.messages)
@@ -316,7 +317,10 @@ def test_a_checkpoint_can_be_resampled_and_grown(corpus: Path, tmp_path: Path) -
 
 def test_validation_on_what_simulate_made(corpus: Path) -> None:
     chosen = settings(corpus, "out")
-    rendered = (render(recipe, RATE_HZ) for recipe in read_recipes(corpus / "recipe.csv"))
+    rendered = (
+        render(recipe, RATE_HZ)
+        for recipe in read_recipes(corpus.parent / "held-out" / "recipe.csv")
+    )
     assert list(write_renderings(rendered, corpus.parent / "made", RATE_HZ)) == ["one"]
     simulated = replace(chosen, data=replace(chosen.data, validation=corpus.parent / "made"))
     by_recipe, by_folder = (
