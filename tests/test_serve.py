@@ -724,6 +724,13 @@ def test_bad_input_is_told_and_changes_nothing(page: Page, tmp_path: Path) -> No
     page("#from").send_keys("0:19")
     page("#to").send_keys("1:00\n")
     until(lambda: "is no part of the recording" in page("#problem").text, "a wrong mark")
+    page.run(
+        "(open => { XMLHttpRequest.prototype.open = function (method) { "
+        "open.call(this, method, '/'); }; })(XMLHttpRequest.prototype.open)"
+    )  # as if the server ended meanwhile: it answers, but not in JSON
+    page.drop("#voice", INTERVIEW)
+    message = "interview.flac: could not be sent."
+    until(lambda: page("#problem").text.startswith(message), message)
 
 
 @needs_browser

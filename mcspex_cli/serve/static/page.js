@@ -70,11 +70,9 @@ const send = async (path, file) => {
       $("upload").hidden = !uploading;
       settle(value);
     };
-    upload.onload = () => {
-      if (upload.status === 200) end(resolve, upload.response);
-      else end(reject, new Error(upload.response?.error ?? `${file.name}: was refused (${upload.status}).`));
-    };
-    upload.onerror = () => end(reject, new Error(`${file.name}: could not be sent. It may be a folder, or have been changed meanwhile; or the network failed, or mcspex serve has ended.`));
+    const fail = () => end(reject, new Error(upload.response?.error ?? `${file.name}: could not be sent. It may be a folder, or have been changed meanwhile; or the network failed, or mcspex serve has ended.`));
+    upload.onload = () => (upload.status === 200 ? end(resolve, upload.response) : fail());
+    upload.onerror = fail;
     uploading += 1;
     $("upload").hidden = false;
     $("upload-text").textContent = `Sending ${file.name}`;
