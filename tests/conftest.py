@@ -35,6 +35,8 @@ EXAMPLES = ROOT / "examples"
 SHARED = ROOT.parent / "shared"
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, as of the tests themselves
+# Otherwise each of these processes, of which there are hundreds, would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the speech corpus is not here")
 
