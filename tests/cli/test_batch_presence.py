@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
         paths = f"{SET}/mixtures/{mixture}.flac,{SET}/references/{voice}.flac"
         lines.append(f"{paths},{mixture}-{voice}")
     (root / "plan.csv").write_text("\n".join(lines) + "\n")
-    return root, batch("--manifest", f"{root}/plan.csv", "-o", f"{root}/out")
+    return root, batch("--manifest", f"{root}/plan.csv", "-o", f"{root}/out", "--passes", "1")
 
 
 ABSENT = "2 of 4 voices are probably absent: slt_1-awb, slt_2-rms (--absent mute silences them)"

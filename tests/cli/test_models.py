@@ -1070,12 +1070,11 @@ def test_models_whose_names_are_no_text_work(tiny_folder: Path, scene: Path) -> 
     old, new = (scene / os.fsdecode(name) for name in (b"\xff", b"\xfe"))
     shutil.copytree(tiny_folder, old)
     voice = scene / "voice.safetensors"
-    for words in (
-        ("models", "convert", old, "--sample-rate", 16000, "-o", new),
-        ("enroll", scene / "reference.wav", "--model", new, "-o", voice),
-    ):
-        done = mcspex(*words, env=dict(os.environ))
-        assert done.returncode == 0, done.stderr
+    words = ("models", "convert", old, "--sample-rate", 16000, "-o", new)
+    done = mcspex(*words, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    done = run("enroll", scene / "reference.wav", "--model", new, "-o", voice)
+    assert done.exit_code == 0, done.output
     assert find_checkpoint(new).provenance["resampled_from"]["model"] == "\\udcff"
     assert (new / "README.md").read_text("utf-8").count("# \\udcfe\n") == 1
     assert read_profile(voice).models[0].name == "\\udcfe"
