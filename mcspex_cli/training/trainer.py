@@ -69,8 +69,7 @@ class Trainer:
     """
 
     def __init__(self, settings: TrainSettings, *, resume: bool = False) -> None:
-        self.settings = settings
-        self.out = settings.run.out
+        self.settings, self.out = settings, settings.run.out
         self.step, self.elapsed_s, self.best_db = 0, 0.0, -math.inf
         self.decay_from_s = 0.0
         """The `elapsed_s` from which `decay_minutes` count: that of the first start or resume with
@@ -87,6 +86,8 @@ class Trainer:
             self.log = ProgressLog(self.out, step, tensorboard=settings.run.tensorboard)
         start = settings.model.start_from
         self.start = find_checkpoint(start) if start else None
+        self.origin = {"model": self.start.label, "sha256": self.start.sha256} if self.start else {}
+        """What the run started from, even if other weights are there when it is resumed."""
         own_rate = self.start.config.sample_rate_hz if self.start else _NEW_SAMPLE_RATE_HZ
         rate = settings.model.sample_rate_hz or own_rate
         corpus = Corpus.read(settings.data.train, rate, mixed=settings.data.mixing == "given")
@@ -333,8 +334,8 @@ class Trainer:
             "mixtures": settings.mixtures.to_dict(),
             "optimiser": asdict(settings.optimiser),
         }
-        if self.start:
-            provenance["started_from"] = {"model": self.start.label, "sha256": self.start.sha256}
+        if self.origin:
+            provenance["started_from"] = self.origin
         self._keep_calibrated(self.out / name)
         save_checkpoint(self.out / name, self.averaged, provenance)
 
@@ -369,6 +370,7 @@ class Trainer:
             "elapsed_s": self.elapsed_s,
             "best_db": self.best_db,
             "true_level": self.system.config.true_level,
+            "started_from": self.origin,
             "validation_input_db": self.validation_input_db,
             "speakers_sha256": self.sampler.corpus.speakers_sha256,
         }
@@ -431,6 +433,7 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.step, self.elapsed_s = state["step"], state["elapsed_s"]
             self.best_db = state["best_db"]
+            self.origin = state.get("started_from", self.origin)
             self._compare_data(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(

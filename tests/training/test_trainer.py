@@ -249,15 +249,19 @@ def test_a_checkpoint_can_be_gone_on_from_with_another_corpus(
     corpus: Path, tiny_folder: Path
 ) -> None:
     chosen = settings(corpus, "out")
-    chosen = replace(chosen, model=replace(chosen.model, size=None, start_from=str(tiny_folder)))
+    shutil.copytree(tiny_folder, corpus.parent / "start")
+    start_from = str(corpus.parent / "start")
+    chosen = replace(chosen, model=replace(chosen.model, size=None, start_from=start_from))
     trainer = Trainer(chosen)
     start = load_checkpoint(tiny_folder)
     assert torch.equal(trainer.system.encoder.banks[0].weight, start.encoder.banks[0].weight)
     assert trainer.system.config.speakers == 3
     assert list(trainer.run())[-1].step == 6
-    origin = find_checkpoint(tiny_folder)
+    origin = find_checkpoint(start_from)
     origins = find_checkpoint(corpus.parent / "out" / "last").provenance["started_from"]
-    assert origins == {"model": origin.label, "sha256": origin.sha256}
+    assert origins == {"model": "start", "sha256": origin.sha256}
+    save_checkpoint(corpus.parent / "start", build(origin.config), {})  # as another run may
+    assert Trainer(chosen, resume=True).origin == origins
 
 
 def test_a_checkpoint_of_another_system_is_refused(corpus: Path, tmp_path: Path) -> None:
