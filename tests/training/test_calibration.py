@@ -296,8 +296,9 @@ def model(tiny_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recordings with turns that are about as short as they may be."""
+    """Recordings with turns that are about as short as they may be, and few are enough."""
     monkeypatch.setattr(calibration_module, "TURNS_S", (4.0, 6.0))
+    monkeypatch.setattr(calibration_module, "MIN_CASES", 20)
 
 
 def run(*words: object) -> Result:
@@ -316,14 +317,16 @@ def test_the_command_puts_it_into_the_config(
         (model / "model.safetensors").read_bytes(),
     )
     files = set(model.iterdir())
-    done = calibrate(model, speakers / "mixtures.csv")
+    rows = (speakers / "mixtures.csv").read_text().splitlines(keepends=True)
+    (speakers / "few.csv").write_text("".join(rows[: 1 + 2 * VOICES]))
+    done = calibrate(model, speakers / "few.csv")
     assert done.exit_code == 0, done.output
-    assert done.stderr.startswith("model: calibrated with 56 recordings of 7 voices: AUC 0.")
+    assert done.stderr.startswith("model: calibrated with 28 recordings of 7 voices: AUC 0.")
     assert "3.0 % of the voices that are present are called absent" in done.stderr
     assert done.stdout == ""
     after = json.loads((model / "config.json").read_text())
     before.pop("calibration", None)
-    assert after.pop("calibration")["measured"]["recordings"] == 56
+    assert after.pop("calibration")["measured"]["recordings"] == 28
     assert after == before
     assert (model / "model.safetensors").read_bytes() == weights
     assert set(model.iterdir()) == files
@@ -339,7 +342,7 @@ def test_the_command_draws_from_folders_and_mends_a_damaged_one(
 ) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "calibration": {"echo_weights": 3}}))
-    done = calibrate(model, speakers, "-n", 25, "--seed", 3, "--json")
+    done = calibrate(model, speakers, "-n", 10, "--seed", 3, "--json")
     assert done.exit_code == 0, done.output
     assert done.stderr == (  # as it has to be for a network of random weights
         "warning: model: its presence is little or no better than a guess (AUC under 0.6). Train "
@@ -352,7 +355,7 @@ def test_the_command_draws_from_folders_and_mends_a_damaged_one(
     calibration = parse_calibration(made, size, "model")
     assert calibration is not None
     assert calibration.measured["speakers"] == 7
-    assert calibration.measured["recordings"] == 50
+    assert calibration.measured["recordings"] == 20
 
 
 def test_a_model_that_is_replaced_meanwhile_does_not_get_the_calibration(model: Path) -> None:
