@@ -130,7 +130,7 @@ class Journal:
             if line.settings == settings and unchanged(line.input_key, task.input_key):
                 outputs = task.outputs(self.folder).items()
                 stamps = {kind: storage.stamp(path) for kind, path in outputs}
-                if all(now and line.files.get(kind) == now.version for kind, now in stamps.items()):
+                if all(now and now.is_still(line.files.get(kind)) for kind, now in stamps.items()):
                     return line
         return None
 
@@ -151,7 +151,7 @@ class Journal:
 
         def is_there(line: ResultLine) -> bool:
             stamp = storage.stamp(self.folder / AUDIO / line.output)
-            return stamp is not None and stamp.version == line.files.get(AUDIO)
+            return stamp is not None and stamp.is_still(line.files.get(AUDIO))
 
         return sorted(
             id_ for id_ in self.results.keys() - ids if any(map(is_there, self.results[id_]))
@@ -188,7 +188,7 @@ class Journal:
             return
         for other in map(path.with_suffix, audio.FORMATS):
             stamp = storage.stamp(other)
-            if stamp and any(line.files.get(AUDIO) == stamp.version for line in lines):
+            if stamp and any(stamp.is_still(line.files.get(AUDIO)) for line in lines):
                 raise OutputError(
                     f"{storage.label(self.folder)}: has {task.id} as a {other.suffix} file "
                     "already. Choose another -o, or add --overwrite to have both."

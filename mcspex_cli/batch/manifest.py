@@ -80,8 +80,9 @@ class Task:
     length_s: float | None = None
     """The mixture's length; None if it is not known."""
     input_key: str = ""
-    """Hashes of the mixture and references, as "a-b-c": of their sizes and times, of their absolute
-    paths, and of their paths from the output folder (`plan.same_places`, `plan.unchanged`)."""
+    """Hashes of the mixture and references, as "a+b-c-d": of their sizes and times, of the same in
+    whole seconds, of their absolute paths, and of their paths from the output folder
+    (`plan.same_places`, `plan.unchanged`)."""
 
     def to_dict(self, folder: Path) -> dict[str, Any]:
         """The task as a dry run shows it, with its outputs below a batch's `folder`."""

@@ -501,10 +501,12 @@ class _Planner:
 
     def _input_key(self, task: Task) -> str:
         inputs = (task.mixture, *task.references)
-        stamps = [stamp and tuple(stamp.version) for stamp in map(self._stamp, inputs)]
+        stamps = [*map(self._stamp, inputs)]
+        exact = hash_of([stamp and tuple(stamp.version) for stamp in stamps])
+        in_seconds = hash_of([stamp and tuple(stamp.in_seconds) for stamp in stamps])
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
         places = ([absolute, task.spans], [relative, task.spans])
-        return "-".join(map(hash_of, (stamps, *places)))
+        return "-".join((f"{exact}+{in_seconds}", *map(hash_of, places)))
 
     def _stamp(self, path: str) -> storage.Stamp | None:
         if path not in self._stamps:
@@ -557,9 +559,13 @@ def same_places(one: str, other: str) -> bool:
     return one == other or any(place == other_place for place, other_place in pairs)
 
 
-def unchanged(one: str, other: str) -> bool:
-    """Whether two keys are of files in the same places, with the same sizes and times."""
-    return one.partition("-")[0] == other.partition("-")[0] and same_places(one, other)
+def unchanged(before: str, now: str) -> bool:
+    """Whether two keys are of files in the same places, with the same sizes and times.
+
+    The times may have been cut to seconds since (`Stamp.in_seconds`).
+    """
+    is_same = now.partition("+")[0] in before.partition("-")[0].split("+")
+    return is_same and same_places(before, now)
 
 
 def hash_of(value: object) -> str:

@@ -49,6 +49,18 @@ class Stamp(NamedTuple):
         """Size and time, one of which changes with the content."""
         return [self.size, self.time_ns]
 
+    @property
+    def in_seconds(self) -> list[int]:
+        """The version as it is once an archive, such as a tar, has cut its time to seconds."""
+        return [self.size, self.time_ns // 10**9 * 10**9]
+
+    def is_still(self, version: list[int] | None) -> bool:
+        """Whether it is unchanged since it had a version; its time may have been cut to seconds."""
+        if version is None:
+            return False
+        size, time_ns = version
+        return self.version in (version, Stamp(size, time_ns, 0).in_seconds)
+
 
 def to_path(text: str | Path) -> Path:
     """The path that a user means by a text: `file:///a`, a URL of this disk, means /a.

@@ -200,6 +200,13 @@ def test_a_changed_file_undoes_it(tmp_path: Path, task: Task, name: str, change:
     assert not is_done(tmp_path, planned(tmp_path))
 
 
+def test_a_time_that_an_archive_has_cut_to_seconds_does_not(tmp_path: Path, task: Task) -> None:
+    JournalWriter(tmp_path).add_result(task, "s", row())
+    for path in tmp_path.rglob("*.wav"):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime_ns // 10**9))
+    assert is_done(tmp_path, planned(tmp_path))
+
+
 def test_so_does_an_output_that_is_gone(tmp_path: Path, task: Task) -> None:
     JournalWriter(tmp_path).add_result(task, "s", row())
     (tmp_path / "audio/a.wav").unlink()
