@@ -1,8 +1,8 @@
 """One network at work: references to embeddings, and windows of any recording to estimates.
 
-The `Engine` brings signals to the network's level and to the polarity of the reference, which it
-finds, makes batches that fit into memory, and runs a `runtime.Runtime` over them as often as it is
-told.
+The `Engine` brings signals, and soft passages in them, to the network's level, and to the polarity
+of the reference, which it finds. It makes batches that fit into memory, and runs a
+`runtime.Runtime` over them as often as it is told.
 """
 
 from __future__ import annotations
@@ -356,7 +356,7 @@ class Engine:
         firsts: Sequence[Samples | None],
     ) -> list[Samples]:
         """The network's estimates of signals [sample]; for silence, where it would hum, silence."""
-        gains = [to_level(signal) for signal in signals]
+        gains = [self._gains(signal) for signal in signals]
         levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
         levelled_firsts = [
             None if first is None else first * gain
@@ -378,6 +378,20 @@ class Engine:
             np.where(_power(signal) <= _SILENT, np.float32(0), estimate / gain)
             for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
         ]
+
+    def _gains(self, signal: Samples) -> Samples:
+        """Gains [sample or 1] that make a signal [sample] even, and bring it to `LEVEL_DB`.
+
+        The network's norms see all of a signal: it hardly hears what is far softer than the rest.
+        """
+        levels_db = speech.frame_levels_db(signal, self.sample_rate_hz)
+        gains_db = speech.even_gains_db(levels_db)
+        if not gains_db.any():
+            return to_level(signal)
+        frames = np.arange(len(signal)) / (speech.FRAME_S * self.sample_rate_hz) - 0.5
+        gains = 10 ** (np.interp(frames, np.arange(len(gains_db)), gains_db) / 20)
+        even = gains.astype(np.float32)
+        return even * to_level(signal * even)
 
     def _run_passes(
         self,

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from mcspex_cli.audio import SILENCE_DB, Samples
 
@@ -39,6 +40,14 @@ _SMOOTHED_FRAMES = 5  # over which a level is averaged
 _LONG_PAUSE_S, _BURST_S, _MARGIN_S = 1.0, 0.05, 0.25
 """What `find_pauses` takes for a pause, for no speech because it is too short, and for the ends of
 words beside speech."""
+
+_EVENED_S, _SOFT_DB = 1.0, 6.0
+"""Speech whose level over so many seconds is this far below that of all speech is too soft."""
+
+_BURST_DB, _BURST_MARGIN_FRAMES = 12.0, 10
+"""What is this far above the louder speech is a burst, and how long the way back from one is."""
+
+_MOST_DB = 40.0  # by which soft speech is turned up
 
 _MIN_SHARE_DB = -20.0
 """A frame of an estimate that is so far below its mixture is a remnant of other people."""
@@ -103,6 +112,35 @@ def find_pauses(samples: Samples, sample_rate_hz: int) -> Activity:
         margin = np.ones(2 * round(_MARGIN_S / FRAME_S) + 1)
         pauses = np.convolve(~pauses, margin, "same") < 0.5
     return pauses[np.arange(len(samples)) * _FRAMES_PER_S // sample_rate_hz]
+
+
+def even_gains_db(levels_db: FrameLevels) -> FrameLevels:
+    """Gains, in dB, that turn soft passages up and bursts down, such as a cough or a slammed door.
+
+    They are 0 for speech that is about equally loud throughout. In pauses they are those of the
+    speech beside them. `levels_db` and the gains are [frame].
+    """
+    is_speech = detect_speech(levels_db)
+    if not is_speech.any():
+        return np.zeros_like(levels_db)
+    loudest_db = np.percentile(levels_db[is_speech], 75) + _BURST_DB
+    powers = 10 ** (np.minimum(levels_db, loudest_db) / 10)
+    half = round(_EVENED_S / FRAME_S / 2)
+    window = np.hanning(2 * half + 3)[1:-1]
+    sums, counts = (
+        np.convolve(values, window)[half : half + len(levels_db)]
+        for values in (powers * is_speech, is_speech)
+    )
+    frames, near = np.arange(len(levels_db)), np.flatnonzero(counts > 1e-6)
+    local_db = np.interp(frames, near, _levels_db(sums[near] / counts[near]))
+    soft_db = float(_levels_db(powers[is_speech].mean())) - _SOFT_DB
+    up_db = np.clip(soft_db - local_db, 0, _MOST_DB)
+    width = 2 * _BURST_MARGIN_FRAMES + 1
+    excess_db = np.maximum(levels_db - loudest_db, 0)
+    held_db = np.pad(excess_db, 2 * _BURST_MARGIN_FRAMES, mode="edge")
+    held_db = sliding_window_view(held_db, width).max(axis=1)
+    fade = np.hanning(width + 2)[1:-1]
+    return up_db - np.convolve(held_db, fade / fade.sum(), "valid")
 
 
 def detect_audible(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.voices import talk
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import AudioError, EngineError
@@ -58,6 +59,22 @@ def test_passes_of_the_identity_are_the_identity(passes: int, length: int) -> No
     engine, mixture = Engine(Identity(), replace(SHORT, passes=passes)), buzz(100, 2)[:length]
     estimate = engine.extract(mixture, np.ones(1, np.float32))
     np.testing.assert_allclose(estimate, mixture, atol=1e-6)
+
+
+def test_the_network_gets_an_uneven_mixture_even() -> None:
+    given: list[audio.Samples] = []
+
+    class Listener(Identity):
+        def extract(self, mixtures: Sequence[audio.Samples], _: audio.Samples) -> list[Any]:
+            given.extend(mixtures)
+            return list(mixtures)
+
+    voice = talk(1, 0, 3, RATE_HZ)
+    mixture = np.append(voice, 0.03 * voice)
+    estimate = Engine(Listener(), EngineSettings("cpu", passes=1)).extract(mixture, voice[:1])
+    np.testing.assert_allclose(estimate, mixture, atol=1e-6)
+    loud, soft = (np.sqrt(np.mean(half**2)) for half in np.split(given[0], 2))
+    assert 2 < loud / soft < 5  # and not 33
 
 
 @pytest.mark.parametrize("passes", range(1, 4))

@@ -10,6 +10,7 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.extraction.speech import (
     FRAME_S,
     detect_speech,
+    even_gains_db,
     find_pauses,
     frame_levels_db,
     list_spans,
@@ -101,6 +102,22 @@ def test_pauses_of_a_second_are_found_but_for_what_is_next_to_speech(
     assert before == pytest.approx((0.0, 2.75), abs=0.1)
     assert after == pytest.approx((7.75, 10.5), abs=0.4)
     assert not find_pauses(noise(2, -30), RATE_HZ).any()
+
+
+def test_only_soft_passages_and_bursts_change_what_a_network_gets() -> None:
+    voice = np.concatenate([talk(1, number, 2, RATE_HZ) for number in range(2)])
+    assert not even_gains_db(frame_levels_db(voice, RATE_HZ)).any()
+    soft, loud = voice.copy(), voice.copy()
+    soft[2 * RATE_HZ :] *= 0.05  # 26 dB, half of which is left
+    gains_db = even_gains_db(frame_levels_db(soft, RATE_HZ))
+    assert not gains_db[:140].any()
+    assert gains_db[250:] == pytest.approx(13, abs=2)
+    loud[RATE_HZ : RATE_HZ * 11 // 10] += noise(0.1, 10)
+    levels_db = frame_levels_db(loud, RATE_HZ)
+    gains_db = even_gains_db(levels_db)
+    assert np.flatnonzero(gains_db)[[0, -1]] == pytest.approx([80, 129], abs=3)
+    assert np.ptp((levels_db + gains_db)[100:110]) < 6
+    assert not even_gains_db(np.full(3, -120.0)).any()
 
 
 def test_gaps_are_filled_before_bursts_are_dropped() -> None:
