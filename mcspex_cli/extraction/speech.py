@@ -41,7 +41,7 @@ _LONG_PAUSE_S, _BURST_S, _MARGIN_S = 1.0, 0.05, 0.25
 """What `find_pauses` takes for a pause, for no speech because it is too short, and for the ends of
 words beside speech."""
 
-_EVENED_S, _SOFT_DB = 1.0, 6.0
+_EVENED_S, _SOFT_DB = 0.7, 6.0
 """Speech whose level over so many seconds is this far below that of all speech is too soft."""
 
 _BURST_DB, _BURST_MARGIN_FRAMES = 12.0, 10
