@@ -321,7 +321,7 @@ class Engine:
         passes: int,
         firsts: Sequence[Samples | None],
     ) -> list[Samples]:
-        """Estimates of signals [sample], of which what is not a long pause is computed alone.
+        """Estimates of signals [sample], each computed as if it had no long pauses.
 
         The networks' norms see a whole signal, and the networks learned from signals without long
         pauses. In five mixtures, a pause of 5 s cost 3 dB on average, and up to 12 dB. What comes

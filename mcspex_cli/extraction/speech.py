@@ -42,10 +42,11 @@ _LONG_PAUSE_S, _BURST_S, _MARGIN_S = 1.0, 0.05, 0.25
 words beside speech."""
 
 _EVENED_S, _SOFT_DB = 0.7, 6.0
-"""Speech whose level over so many seconds is this far below that of all speech is too soft."""
+"""Speech is too soft where its level over so many seconds is this far below that of all speech."""
 
 _BURST_DB, _BURST_MARGIN_FRAMES = 12.0, 10
-"""What is this far above the louder speech is a burst, and how long the way back from one is."""
+"""A burst is this far above the louder part of speech. Its gain is held, and fades, over so many
+frames on either side."""
 
 _MOST_DB = 40.0  # by which soft speech is turned up
 
@@ -124,7 +125,13 @@ def even_gains_db(levels_db: FrameLevels) -> FrameLevels:
     if not is_speech.any():
         return np.zeros_like(levels_db)
     loudest_db = np.percentile(levels_db[is_speech], 75) + _BURST_DB
-    powers = 10 ** (np.minimum(levels_db, loudest_db) / 10)
+    soft_gains_db = _soft_gains_db(np.minimum(levels_db, loudest_db), is_speech)
+    return soft_gains_db - _held(np.maximum(levels_db - loudest_db, 0))
+
+
+def _soft_gains_db(levels_db: FrameLevels, is_speech: Activity) -> FrameLevels:
+    """Gains that turn speech up where its level, over `_EVENED_S`, is too far below its mean."""
+    powers = 10 ** (levels_db / 10)
     half = round(_EVENED_S / FRAME_S / 2)
     window = np.hanning(2 * half + 3)[1:-1]
     sums, counts = (
@@ -133,14 +140,17 @@ def even_gains_db(levels_db: FrameLevels) -> FrameLevels:
     )
     frames, near = np.arange(len(levels_db)), np.flatnonzero(counts > 1e-6)
     local_db = np.interp(frames, near, _levels_db(sums[near] / counts[near]))
-    soft_db = float(_levels_db(powers[is_speech].mean())) - _SOFT_DB
-    up_db = np.clip(soft_db - local_db, 0, _MOST_DB)
+    mean_db = float(_levels_db(powers[is_speech].mean()))
+    return np.clip(mean_db - _SOFT_DB - local_db, 0, _MOST_DB)
+
+
+def _held(excess_db: FrameLevels) -> FrameLevels:
+    """What bursts have too much, held beside them and faded."""
     width = 2 * _BURST_MARGIN_FRAMES + 1
-    excess_db = np.maximum(levels_db - loudest_db, 0)
-    held_db = np.pad(excess_db, 2 * _BURST_MARGIN_FRAMES, mode="edge")
-    held_db = sliding_window_view(held_db, width).max(axis=1)
+    padded_db = np.pad(excess_db, 2 * _BURST_MARGIN_FRAMES, mode="edge")
+    held_db = sliding_window_view(padded_db, width).max(axis=1)
     fade = np.hanning(width + 2)[1:-1]
-    return up_db - np.convolve(held_db, fade / fade.sum(), "valid")
+    return np.convolve(held_db, fade / fade.sum(), "valid")
 
 
 def detect_audible(estimate_db: FrameLevels, mixture_db: FrameLevels) -> Activity:
