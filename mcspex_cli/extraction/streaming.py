@@ -160,6 +160,7 @@ class LiveExtractor:
             EngineError: the network fails.
             TypeError, ValueError: the samples are no sound, or `flush` was called before.
         """
+        self._engine.check_process()  # a fork has no worker
         if self._flushed:
             raise ValueError("this stream was flushed. Begin a new one.")
         channels = np.atleast_2d(as_samples("a block", samples, 1, 2, whole=False))
@@ -176,6 +177,7 @@ class LiveExtractor:
 
     def flush(self) -> Samples:
         """End the stream, and give all that has not come out yet, [sample]; fails as `push`."""
+        self._engine.check_process()
         if not self._flushed and self._received:
             self._begin_window(last=True)
         self._flushed = True
@@ -204,7 +206,6 @@ class LiveExtractor:
 
     def _take(self, until: int) -> Samples:
         """Take the output that was not given yet, up to sample `until`."""
-        self._engine.check_process()  # a fork has no worker
         while self._computed < until:
             self._collect()
         ready = np.concatenate([np.zeros(0, np.float32), *self._ready])

@@ -487,6 +487,7 @@ def test_a_fork_is_refused_instead_of_hanging(tiny_folder: Path) -> None:
         lambda: extractor.extract(sound, voice),
         lambda: extractor.live(voice).push(sound),
         lambda: live.push(sound),
+        lambda: live.push(np.tile(sound, 30)),  # more windows than may wait
         live.flush,
     ):
         child = os.fork()
