@@ -337,11 +337,16 @@ def working_folder() -> str:
     return ""
 
 
+def real_path(path: Path) -> Path:
+    """A path without links; unlike `Path.resolve`, it raises no error for links in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def identities(*paths: Path) -> set[object]:
     """For each file, what all of its names share: the real path and, if it exists, the inode."""
     keys: set[object] = set()
     for path in paths:
-        keys.add(os.path.realpath(path))  # which, unlike Path.resolve, follows links in a circle
+        keys.add(real_path(path))
         with suppress(OSError):
             state = path.stat()
             keys.add((state.st_dev, state.st_ino))

@@ -305,6 +305,7 @@ def _compared_paths(request: ScoreRequest) -> list[Path]:
 
 def _pair(request: ScoreRequest) -> list[Pairing]:
     """Each estimate with the files that it is compared with, its words and its presence."""
+    from mcspex_cli import files
     from mcspex_cli.evaluation import report
     from mcspex_cli.evaluation.pairing import pair
 
@@ -318,7 +319,7 @@ def _pair(request: ScoreRequest) -> list[Pairing]:
         presences = report.read_presences(request.estimates)
     except ConfigError as error:
         console.warn(f"presence is not known: {error}")
-    return [replace(p, presence=presences.get(p.estimate.resolve())) for p in pairings]
+    return [replace(p, presence=presences.get(files.real_path(p.estimate))) for p in pairings]
 
 
 def _add_references(pairings: Sequence[Pairing], request: ScoreRequest) -> list[Pairing]:

@@ -347,12 +347,12 @@ def _has_score(output: Output, case: ComparisonCase) -> bool:
     if not output.row or (case.truth and output.row["status"] in (Status.DONE, *Status.REFUSED)):
         return False
     pairs = ((output.truth, case.truth), (output.mixture, case.mixture))
-    return all(a == b or (a and b and a.resolve() == b.resolve()) for a, b in pairs)
+    return all(a == b or (a and b and files.real_path(a) == files.real_path(b)) for a, b in pairs)
 
 
 def _differ(one: Path | None, other: Path | None) -> bool:
     """Whether two files have other contents, as far as they are there and can be read."""
-    if not one or not other or one.resolve() == other.resolve():
+    if not one or not other or files.real_path(one) == files.real_path(other):
         return False
     with suppress(OSError):
         return not filecmp.cmp(one, other, shallow=False)

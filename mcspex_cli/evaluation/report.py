@@ -403,7 +403,7 @@ def _is_replaced(folder: Path, row: Mapping[str, Any], report_ns: int) -> bool:
 
 
 def read_presences(estimates: Path) -> dict[Path, float | None]:
-    """The presences that `mcspex batch` measured, by resolved estimate, if it made these estimates.
+    """The presences that `mcspex batch` measured, by real path, if it made these estimates.
 
     From a file alone presence cannot be told: it also takes the level that the network chose.
     """
@@ -411,7 +411,7 @@ def read_presences(estimates: Path) -> dict[Path, float | None]:
     # The report is beside the folder audio/, in which there may be others.
     beside_audio = [folder.parent for folder in above if folder.name == "audio"]
     return {
-        (folder / row["estimate"]).resolve(): row.get("presence")
+        files.real_path(folder / row["estimate"]): row.get("presence")
         for folder in dict.fromkeys((*above[:2], *beside_audio))
         for row in read_batch(folder)
         if row.get("estimate")

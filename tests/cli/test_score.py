@@ -160,8 +160,11 @@ def test_refused_files_are_lines_and_exit_3_if_others_are_fine(
         "target confusion: 1 of 1 (100.0 %): c",
         "error: 2 of 3 files could not be scored, see above.",
     ]
-    (tmp_path / "e/c.target.wav").write_bytes(b"")
-    assert run(*words, *FAST).exit_code == 1
+    (tmp_path / "e/c.target.wav").unlink()
+    (tmp_path / "e/c.target.wav").symlink_to("c.target.wav")  # in a circle
+    done = run(*words, *FAST)
+    assert done.exit_code == 1
+    assert done.stderr.endswith("error: 3 of 3 files could not be scored, see above.\n")
 
 
 def test_the_only_file_refused_is_exit_1_and_its_line_comes_once(scene: Path) -> None:
