@@ -73,7 +73,10 @@ _CLIPPED_PEAK = 1 + 2**-12
 _CANCELLED_DB, WEAKENED_DB = 60.0, 20.0
 """A mix this many dB below its channels: an error, a warning."""
 
-_LOWEST_AUDIBLE_HZ = 20.0
+_LOWEST_VOICE_HZ = 60.0
+"""Below it there is no voice, but wind, steps, and the hum of mains at 50 Hz. In the norms of the
+networks, which see all frequencies, they drown the voices."""
+
 _RUMBLE_FILTER_S = 0.4
 """The length of the filter that takes out rumble; a longer one is steeper."""
 
@@ -666,7 +669,7 @@ class Resampler:
 
 
 def without_rumble(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[Samples]:
-    """Take a constant offset, and what is below 20 Hz, out of a stream of blocks [channel, sample].
+    """Take a constant offset, and what is below 60 Hz, out of a stream of blocks [channel, sample].
 
     The filter is a linear-phase one whose delay is taken out, so that what is left stays where it
     was. Both ends of the signal are mirrored, so that an offset makes no click there. As many
@@ -689,9 +692,9 @@ def without_rumble(blocks: Iterable[Samples], sample_rate_hz: int) -> Iterator[S
 
 
 def _low_pass(half: int, sample_rate_hz: int) -> Samples:
-    """The taps [2 * half + 1] of a low-pass at `_LOWEST_AUDIBLE_HZ`: a sinc under a Hann window."""
+    """The taps [2 * half + 1] of a low-pass at `_LOWEST_VOICE_HZ`: a sinc under a Hann window."""
     times_s = np.arange(-half, half + 1) / sample_rate_hz
-    taps = np.sinc(2 * _LOWEST_AUDIBLE_HZ * times_s) * np.hanning(2 * half + 3)[1:-1]
+    taps = np.sinc(2 * _LOWEST_VOICE_HZ * times_s) * np.hanning(2 * half + 3)[1:-1]
     return np.asarray(taps / taps.sum(), np.float32)
 
 

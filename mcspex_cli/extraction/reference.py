@@ -160,7 +160,7 @@ class Clip:
         self.clipped = float(_clipped(samples[None]).mean()) if clipped is None else clipped
         blocks = list(audio.without_rumble([samples[None]], sample_rate_hz))
         self.samples: Samples = np.concatenate(blocks, axis=-1)[0]
-        """[sample], without what is below 20 Hz."""
+        """[sample], without what is too low for a voice."""
         audio.check_level(name, float(np.mean(np.square(self.samples, dtype=np.float64))))
         self.levels_db = speech.frame_levels_db(self.samples, sample_rate_hz)
         activity = speech.detect_speech(self.levels_db)

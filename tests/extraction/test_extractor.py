@@ -227,9 +227,10 @@ def test_a_residual_that_would_clip_is_turned_down(
         lambda at_s: 0.4 + 0 * at_s,
         lambda at_s: 0.05 * at_s - 0.2,
         lambda at_s: 0.3 * np.sin(2 * np.pi * 5 * at_s),
+        lambda at_s: 0.3 * np.sin(2 * np.pi * 50 * at_s),
     ],
 )
-def test_what_is_too_low_to_be_heard_changes_nothing(
+def test_what_is_too_low_for_a_voice_changes_nothing(
     run: Run, tmp_path: Path, rumble: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     plain = {"estimate": "p.wav", "residual": "", "activity": ""}
