@@ -90,6 +90,7 @@ _REASONS = {
     errno.ENOENT: "its folder does not exist. Make that folder first, or correct the path.",
     errno.EEXIST: "something else has this name. Choose another name.",
     errno.ENOTEMPTY: "a folder has this name. Choose another name.",
+    errno.EBUSY: "it is in use, or a disk is mounted there. Choose a place in it, or another.",
     errno.ENAMETOOLONG: "its name is too long. Choose a shorter one.",
     errno.ELOOP: "its links lead in a circle. Remove one of them.",
     errno.EMFILE: "too many files are open. Raise the limit with: ulimit -n 4096",
@@ -591,9 +592,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     then, the next `whole_folder` brings the old one back; if later, it removes the old one.
 
     Raises:
-        OutputError: the block could not write.
+        OutputError: the block could not write, or `folder` is where a disk is mounted.
     """
-    _check_local(folder)
+    _check_replaceable(folder)
     folder = folder.resolve() if folder.exists() else folder
     unfinished, aside = hidden_name(folder), folder.with_name(f".{folder.name}.before")
     sweep_once(folder.parent)
@@ -626,6 +627,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise type(error)(str(error).replace(str(unfinished), str(folder))) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    _check_local(folder)
+    if os.path.ismount(real_path(folder)):  # it could not be exchanged, after all the work
+        raise output_error(folder, OSError(errno.EBUSY, ""))
 
 
 def _keep_mode(old: Path, new: Path) -> None:

@@ -290,6 +290,14 @@ def test_two_that_make_one_folder_do_no_harm(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_folder_where_a_disk_is_mounted_is_refused_before_the_work() -> None:
+    with (
+        pytest.raises(OutputError, match=r"^/: cannot be written: .* a disk is mounted there"),
+        files.whole_folder(Path("/")),
+    ):
+        pytest.fail("it cannot be replaced")
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
