@@ -57,6 +57,7 @@ _EXTRA = re.compile(r"([\w.-]+).*;.*\bextra\s*==\s*['\"]([\w.-]+)['\"]")
 """A package that an extra asks for, in a distribution's metadata."""
 
 _REPAIR = "Install mcspex again."
+_CHOOSE = "Correct MCSPEX_MODEL, or unset it."
 _OFFLINE_USE = "Models that are on this disk still work."
 
 
@@ -421,15 +422,18 @@ def check_bundled() -> tuple[str, ...]:
 
 
 def check_chosen_model(name: str) -> tuple[str, ...]:
-    """Whether the model that MCSPEX_MODEL names is there, which commands use without --model."""
-    from mcspex_cli.checkpoint.checkpoint import find_checkpoint
+    """Whether the model that MCSPEX_MODEL names works, which commands use without --model."""
+    from mcspex_cli.checkpoint.checkpoint import find_checkpoint, verify
 
     try:
-        return OK, f"{find_checkpoint(name, offline=True).label} is used without --model"
+        info = find_checkpoint(name, offline=True)
+        if problem := verify(info):
+            return FAILED, f"{info.label}: {problem.partition('. ')[0]}", _CHOOSE
+        return OK, f"{info.label} is used without --model"
     except HubError:
         return NOTE, f"{name} will be downloaded", f"Do it now: mcspex models pull {name}"
     except CheckpointError as error:
-        return FAILED, _parts(error)[0], "Correct MCSPEX_MODEL, or unset it."
+        return FAILED, _parts(error)[0], _CHOOSE
 
 
 def run_self_test() -> tuple[str, ...]:

@@ -359,6 +359,16 @@ def test_the_model_that_is_used_without_an_option_is_checked(
     assert not hub.requests
 
 
+def test_a_damaged_model_that_is_used_without_an_option_is_a_failure(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "mine")
+    (folder / "model.safetensors").write_bytes(b"")
+    found = run(checks.check_chosen_model, str(folder))
+    detail = "mine: model.safetensors: damaged, or not safetensors"
+    assert (found.status, found.detail) == (FAILED, detail)
+
+
 def test_a_model_that_extracts_nothing_fails_the_self_test(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
