@@ -41,6 +41,7 @@ from mcspex_cli.evaluation.comparison import (
     compare_systems,
 )
 from mcspex_cli.evaluation.metrics import METRICS, Metric
+from mcspex_cli.evaluation.pairing import is_batch
 
 _PLAYERS = 400
 """Up to here players look up their length at once; browsers refuse a thousand that do."""
@@ -417,7 +418,16 @@ def _check_page(output: Path, systems: Sequence[SystemOutputs], settings: PageSe
     files.check_no_input([output], taken)
     files.check_output(output, overwrite=settings.overwrite)
     folder = _media_folder(output)
-    if settings.embed or not folder.exists():
+    if settings.embed:
+        return
+    runs = [s.folder / "audio" if is_batch(s.folder) else s.folder for s in systems]
+    searched = (path.resolve() for path in (settings.truth, settings.mixtures, *runs) if path)
+    if any(folder.resolve().is_relative_to(path) for path in searched):
+        raise OutputError(
+            f"{folder}: is in a folder of sounds that are compared, and would be taken for some of "
+            "them. Choose another -o."
+        )
+    if not folder.exists():
         return
     files.check_no_input([folder], taken)
     if not settings.overwrite:

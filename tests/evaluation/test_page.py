@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from PIL import Image
 
 from mcspex_cli import audio
 from mcspex_cli.errors import OutputError
-from mcspex_cli.evaluation.comparison import PageSettings, read_system, read_systems
+from mcspex_cli.evaluation.comparison import (
+    PageSettings,
+    SystemOutputs,
+    read_system,
+    read_systems,
+)
 from mcspex_cli.evaluation.page import (
     COLUMNS,
     RANGE_DB,
@@ -325,6 +331,19 @@ def test_without_embedding_files_lie_beside_the_page(scene: Path) -> None:
         f"{scene}/page_files: has sounds of the earlier page. The new page does not need this "
         "folder; delete it if nothing else does.",
     )
+
+
+@pytest.mark.parametrize("folder", ["good", "truth", "mixtures", "run/audio"])
+def test_sounds_beside_the_page_do_not_go_among_those_that_are_compared(
+    scene: Path, folder: str
+) -> None:
+    shutil.copytree(scene / "good", scene / "run" / "audio")
+    (scene / "run" / "journal").mkdir()
+    runs = [*read_systems([str(scene / "good")]), SystemOutputs("run", scene / "run", {})]
+    settings = PageSettings(scene / "truth", scene / "mixtures", embed=False)
+    with pytest.raises(OutputError, match=r"page_files: is in a folder of sounds that are compar"):
+        write_page(runs, scene / folder / "page.html", settings)
+    write_page(runs, scene / "run" / "page.html", settings)
 
 
 def test_a_folder_with_other_files_is_kept(scene: Path) -> None:
