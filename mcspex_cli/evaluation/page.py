@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -70,6 +69,9 @@ SPECTRUM_S, _SPECTRUM_HOP_S = 0.032, 0.008
 
 COLUMNS, ROWS = 512, 160
 """The largest spectrogram; longer sounds and finer spectra are averaged into it."""
+
+_FRAMES_AT_ONCE = 512
+"""About how many spectra are computed at once: a few columns of a long sound, many of a short."""
 
 RANGE_DB = 80.0
 """From the brightest colour down to black."""
@@ -277,10 +279,13 @@ def spectrogram(samples: Samples, rate_hz: int) -> Levels:
     times = np.linspace(0, len(frames), min(len(frames), COLUMNS) + 1).astype(int)
     bins = np.linspace(0, size // 2 + 1, min(size // 2 + 1, ROWS) + 1).astype(int)
     power = np.empty((len(bins) - 1, len(times) - 1))
-    for column, (start, end) in enumerate(pairwise(times)):
-        spectrum = np.abs(np.fft.rfft(frames[start:end] * window)) ** 2
-        pooled = np.add.reduceat(spectrum.mean(axis=0), bins[:-1])
-        power[::-1, column] = pooled / np.diff(bins)
+    step = max(1, _FRAMES_AT_ONCE * (len(times) - 1) // len(frames))  # columns at once
+    for column in range(0, len(times) - 1, step):
+        edges = times[column : column + step + 1]
+        spectrum = np.abs(np.fft.rfft(frames[edges[0] : edges[-1]] * window)) ** 2
+        pooled = np.add.reduceat(np.add.reduceat(spectrum, edges[:-1] - edges[0]), bins[:-1], 1)
+        means = pooled / np.outer(np.diff(edges), np.diff(bins))
+        power[::-1, column : column + step] = means.T
     return 10 * np.log10(power + 1e-20)
 
 
