@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# Of the tests, and of the processes that they start; numpy looks at it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,7 +38,6 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SHARED = ROOT.parent / "shared"
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, as of the tests themselves
 # Otherwise each of these processes, of which there are hundreds, would compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

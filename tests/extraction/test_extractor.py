@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyloudnorm
 import pytest
 import soundfile
 
@@ -302,6 +301,8 @@ def test_what_is_too_soft_for_a_loudness_keeps_its_level_and_says_so(
 def test_loudness_is_as_asked_for_by_another_meter(
     run: Run, tmp_path: Path, rate_hz: int, lufs: float, options: dict[str, Any]
 ) -> None:
+    import pyloudnorm  # which imports scipy.signal: too long for all who only collect tests
+
     put(tmp_path, np.resize(MIXTURE, 5 * rate_hz), rate_hz)
     assert not run({"residual": ""}, level=f"lufs={lufs}", **options).limited
     meter = pyloudnorm.Meter(rate_hz, filter_class="DeMan")

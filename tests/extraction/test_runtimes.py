@@ -71,7 +71,7 @@ def design(
     if request.param == "mcspex":
         return load_checkpoint(tiny_folder).requires_grad_(False), exported
     torch.manual_seed(1)
-    config = replace(sized("mcspex", "tiny", RATE_HZ, 4), blocks=2, stacks=1)
+    config = replace(sized("mcspex", "tiny", RATE_HZ, 4), blocks=1, stacks=1)
     system = build(replace(config, **DESIGNS[request.param])).eval().requires_grad_(False)
     folder = tmp_path_factory.mktemp("graphs")
     info = info_of(system, folder)

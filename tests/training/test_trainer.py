@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
 from mcspex_cli.checkpoint.checkpoint import (
     DEFAULT_MODEL,
@@ -392,24 +392,30 @@ def test_what_is_not_finite_is_not_saved_by_the_clock_or_an_interrupt(corpus: Pa
 FULL = r"out of memory on cpu. Lower \[optimiser\] batch"
 
 
+def no_compiler() -> RuntimeError:
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler  # which takes long to import
+
+    return InductorError(InvalidCxxCompiler(), None)
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), FULL),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), FULL),
+        (lambda: torch.OutOfMemoryError("CUDA out of memory."), FULL),
+        (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), FULL),
         (
-            InductorError(InvalidCxxCompiler(), None),
+            no_compiler,
             r"compile the network \(InvalidCxxCompiler: No.*\). Install a C\+\+ compiler such as g",
         ),
     ],
 )
 def test_too_large_a_batch_and_a_compiler_that_is_not_there_are_one_line(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, message: str
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, error: Callable[[], RuntimeError], message: str
 ) -> None:
     trainer = Trainer(settings(corpus, "out"))
 
     def full(*_: object) -> None:
-        raise error
+        raise error()
 
     monkeypatch.setattr(trainer.sampler, "draw", full)
     with pytest.raises(EngineError, match=message):
