@@ -208,6 +208,8 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     groups = report.read_groups(request.groups, request.group_by) if request.groups else None
     baseline = report.read_baseline(request.baseline) if request.baseline else None
     pairings = _pair(request)
+    if baseline:  # before the work: all scores would be lost
+        report.check_baseline(baseline, [pairing.name for pairing in pairings])
     given = {need for need, source in SOURCES.items() if source.read(request, pairings)}
     chosen = choose_metrics(request.metrics, given)
     _check_limits(limits, chosen, given)

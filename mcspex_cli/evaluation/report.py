@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -286,9 +286,6 @@ def make_report(
     """Build a report; columns that are not metrics are kept, and non-finite values become None.
 
     `missing` are the names of truths without an estimate; `groups` add "group" to every row.
-
-    Raises:
-        PairingError: the baseline has none of the cases.
     """
     # JSON has no numbers that are not finite.
     rows = [
@@ -313,10 +310,6 @@ def _change(rows: Rows, baseline: Baseline) -> Change:
         for several in (rows, baseline.rows)
     )
     both = [name for name in here if name in there]
-    if here and not both:
-        raise PairingError(
-            f"{baseline.path}: has none of these cases. Is it a report of this test set?"
-        )
     differences = []
     for name in both:
         now, before = here[name], there[name]
@@ -340,6 +333,15 @@ def read_baseline(path: Path) -> Baseline:
     if rows is None:
         raise ConfigError(f"{path}: is not a report of mcspex. {advice}")
     return Baseline(path, rows)
+
+
+def check_baseline(baseline: Baseline, names: Iterable[str]) -> None:
+    """Refuse, with a PairingError, a baseline that has none of these cases."""
+    known = {files.normal(row["name"]) for row in baseline.rows}
+    if known.isdisjoint(map(files.normal, names)):
+        raise PairingError(
+            f"{baseline.path}: has none of these cases. Is it a report of this test set?"
+        )
 
 
 def read_rows(path: Path, advice: str) -> list[dict[str, Any]] | None:
@@ -560,8 +562,8 @@ def remarks(report: Report, metrics: Sequence[str] = ()) -> list[str]:
         if labels := [m.label for m in empty if ("target" in m.needs) == needs_truth]:
             advice = f"docs/{page}.md explains why a value may be missing."
             texts.append(f"no file has a value of {', '.join(labels)}. {advice}")
-    if change and change.both and not change.metrics:
-        texts.append(f"{change.path}: has no value of these metrics. Nothing is compared with it.")
+    if change and not change.metrics:
+        texts.append(f"{change.path}: no case has a value in it and here. Nothing is compared.")
     return texts
 
 

@@ -270,7 +270,7 @@ def test_a_baseline_that_is_missing_or_of_other_cases_is_refused(tmp_path: Path)
     with pytest.raises(AudioError, match="no such file"):
         reports.read_baseline(tmp_path / "none.json")
     with pytest.raises(PairingError, match="has none of these cases"):
-        make_report(rows(), baseline=Baseline(Path("b.json"), [row("else", 1.0)]))
+        reports.check_baseline(Baseline(Path("b.json"), [row("else", 1.0)]), ["case0"])
 
 
 # The report.
@@ -323,7 +323,7 @@ def test_what_was_to_be_computed_or_compared_and_has_no_value_is_said() -> None:
         "missing.",
         "no file has a value of WER. docs/scores-without-truth.md explains why a value may be "
         "missing.",
-        "b.json: has no value of these metrics. Nothing is compared with it.",
+        "b.json: no case has a value in it and here. Nothing is compared.",
     ]
     assert [table.title for table in reports.tables(made)] == ["", "Means"]
     silent = make_report([row("a", None, "silent estimate")])
