@@ -80,7 +80,7 @@ def test_other_norms_keep_their_blocks() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_passes_agree() -> None:
-    plain = learned(replace(sized("mcspex", "tiny", 8000, 4), blocks=3)).train()
+    plain = learned(replace(sized("mcspex", "tiny", 8000, 4), blocks=2)).train()
     plain.requires_grad_(True)
     estimates, slopes = gradients(accelerate(deepcopy(plain), compiled=True))
     expected, expected_slopes = gradients(plain)
