@@ -165,6 +165,9 @@ _interrupts: list[int] = []
 """The signals that have come. Any error after one follows from it: modules whose import is
 interrupted, and libraries that take a KeyboardInterrupt for an error of their own, raise others."""
 
+_C_PLUS_PLUS = ("<module>", "torch.distributed")
+"""The function and the module from which torch calls C++ that lets no Python exception out."""
+
 _LONGEST_END_S = 10.0
 """How long an interrupted command may take to clear up: a thread may wait for a disk or a server
 that does not answer."""
@@ -176,13 +179,15 @@ def _end_without_clearing_up() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise a KeyboardInterrupt; in callbacks of soundfile and in destructors, soon after them.
+    """Raise a KeyboardInterrupt, where it does no harm at once, else soon after.
 
-    Raised in them, it would be lost, and the sound file would seem to be cut off.
+    Raised in callbacks of soundfile and in destructors, it would be lost, and the sound file would
+    seem to be cut off. While torch.distributed is imported, it would end the process by SIGABRT.
     """
     _interrupts.append(number)
     while frame is not None:
-        if frame.f_code.co_name.startswith(("vio_", "__del__")):
+        name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+        if name.startswith(("vio_", "__del__")) or (name, module) == _C_PLUS_PLUS:
             threading.Timer(0.01, _thread.interrupt_main, [number]).start()
             return
         frame = frame.f_back

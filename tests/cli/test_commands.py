@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from mcspex_cli import __version__, audio
+from mcspex_cli import __main__, __version__, audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.extraction import runtime
 from tests.conftest import EXAMPLES, RATE_HZ, ROOT, buzz
@@ -429,6 +430,20 @@ def test_a_signal_while_libsndfile_reads_is_one_line(name: str, tmp_path: Path) 
     )
     assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert re.fullmatch("error: interrupted. .*\n", done.stderr)
+
+
+def test_a_signal_while_torch_is_imported_waits_where_it_would_abort(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timers: list[object] = []
+    timer = SimpleNamespace(start=lambda: timers.append(timer))
+    monkeypatch.setattr(threading, "Timer", lambda *_: timer)
+    monkeypatch.setattr(__main__, "_interrupts", [])
+    code = "import sys\ninterrupt(2, sys._getframe())"
+    exec(code, {"__name__": "torch.distributed", "interrupt": __main__._interrupt})
+    assert timers == [timer]
+    with pytest.raises(KeyboardInterrupt):
+        exec(code, {"__name__": "torch", "interrupt": __main__._interrupt})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX system")
