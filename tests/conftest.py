@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-
-# Of the tests, and of the processes that they start; numpy looks at it when it is imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from filelock import FileLock
 
@@ -27,19 +22,15 @@ from mcspex_cli.extraction.onnx import place
 from mcspex_cli.extraction.presence import Calibration
 from mcspex_cli.extraction.runtime import choose_precision
 from mcspex_cli.model.config import sized
-from mcspex_cli.model.systems import System, build
 from tests.hub import Hub
 
-AUTO = choose_precision("auto", torch.device("cpu"))
-"""The precision that these tests have unless they ask for one."""
+if TYPE_CHECKING:  # the process that only hands out the tests imports no torch
+    from mcspex_cli.model.systems import System
 
 RATE_HZ = 8000
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 SHARED = ROOT.parent / "shared"
-
-# Otherwise each of these processes, of which there are hundreds, would compile the package anew.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the speech corpus is not here")
 
@@ -63,6 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (places.get(item.path.name, len(places)), -tests[item.path]))
 
 
+def auto_precision() -> str:
+    """The precision that these tests have unless they ask for one."""
+    import torch
+
+    return choose_precision("auto", torch.device("cpu"))
+
+
 def buzz(pitch_hz: float, seconds: float, seed: int = 0) -> audio.Samples:
     """A voice-like sound [sample]: harmonics of a wavering pitch, in syllables, not silent."""
     rng = np.random.default_rng(seed)
@@ -83,6 +81,8 @@ def calibration(size: int, **changed: Any) -> Calibration:
 @pytest.fixture(autouse=True)
 def _alike(monkeypatch: pytest.MonkeyPatch, no_cache: Path) -> None:
     """The same arithmetic on every machine; one thread is fastest for systems this tiny."""
+    import torch
+
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.setenv("MCSPEX_CACHE", str(no_cache))
@@ -97,6 +97,10 @@ def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["mcspex", "spexplus"])
 def tiny(request: pytest.FixtureRequest) -> System:
     """A tiny system of each kind with random weights, ready to extract."""
+    import torch
+
+    from mcspex_cli.model.systems import build
+
     torch.manual_seed(1)
     return build(sized(request.param, "tiny", RATE_HZ, 4)).eval().requires_grad_(False)
 
@@ -104,6 +108,10 @@ def tiny(request: pytest.FixtureRequest) -> System:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny MC-SpEx checkpoint with random weights, and half of the usual blocks."""
+    import torch
+
+    from mcspex_cli.model.systems import build
+
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     system = build(replace(sized("mcspex", "tiny", RATE_HZ, 4), blocks=2))

@@ -27,7 +27,7 @@ from mcspex_cli import audio, files
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch import results
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
-from tests.conftest import AUTO, RATE_HZ, ROOT, buzz
+from tests.conftest import RATE_HZ, ROOT, auto_precision, buzz
 from tests.media import SoundTrack, make
 
 Run = Callable[..., Result]
@@ -147,7 +147,7 @@ def test_the_reports_say_what_was_done_by_what(batch: Run, tiny_folder: Path) ->
     assert record["audio_s"] == pytest.approx(4.2)
     (run,) = record["runs"]
     assert record["real_time_factor"] == pytest.approx(run["wall_s"] / 4.2, abs=1e-4)
-    assert (record["device"], record["precision"]) == (["cpu"], [AUTO])
+    assert (record["device"], record["precision"]) == (["cpu"], [auto_precision()])
     row = rows("out")["bob/2"]
     assert (row["mixture"], row["references"]) == ("../mix/bob/2.wav", ["../refs/bob.wav"])
     assert row["estimate"] == "audio/bob/2.wav"
