@@ -248,6 +248,7 @@ def convert(
         beside = file.with_name("mdl.json")
         config = config or (beside if beside.is_file() else None)
         checkpoint = conversion.convert(file, config, sample_rate or 8000)
+    check_replaceable(output, overwrite=overwrite)  # again: another program may have written
     checkpoint.save(output, licence, half=half)
     for note in checkpoint.notes:
         console.say(note)
@@ -280,7 +281,7 @@ def export(
     info = options.find_model(name, offline=offline)
     if (output / WEIGHTS).exists() and find_checkpoint(output).sha256 != info.sha256:
         raise OutputError(f"{output}: has the weights of another model. Name another -o.")
-    onnx.export_model(info, output)
+    onnx.export_model(info, output, overwrite=overwrite)
     size = sum(graph.stat().st_size for graph in output.glob("*.onnx"))
     console.say(f"{output}  ({info.label} as {form.upper()}, {console.size(size)})")
 

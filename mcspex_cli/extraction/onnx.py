@@ -36,6 +36,7 @@ from mcspex_cli.checkpoint.checkpoint import (
     EXTRACT,
     GRAPHS,
     CheckpointInfo,
+    check_replaceable,
     load_checkpoint,
     read_graphs,
 )
@@ -241,16 +242,17 @@ def check_graphs(folder: Path, info: CheckpointInfo) -> None:
         )
 
 
-def export_model(info: CheckpointInfo, folder: Path) -> None:
+def export_model(info: CheckpointInfo, folder: Path, *, overwrite: bool = False) -> None:
     """Write the graphs, the config.json and the card of a model to a folder, all or nothing.
 
     Raises:
         CheckpointError: the model does not load.
         EngineError: a graph does not agree with torch.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or as `check_replaceable`.
     """
     with files.whole_folder(folder) as unfinished:
         export(load_checkpoint(info), info, unfinished)
+        check_replaceable(folder, overwrite=overwrite)
         for name in (CONFIG, CARD):
             if (info.folder / name).is_file():
                 shutil.copyfile(info.folder / name, unfinished / name)

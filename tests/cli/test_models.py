@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import click
@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from huggingface_hub import constants, file_download
 
 from mcspex_cli.__main__ import main
+from mcspex_cli.checkpoint import convert as conversion
 from mcspex_cli.checkpoint import hub as cache
 from mcspex_cli.checkpoint.checkpoint import (
     DEFAULT_MODEL,
@@ -30,6 +31,7 @@ from mcspex_cli.checkpoint.checkpoint import (
     find_checkpoint,
     load_checkpoint,
 )
+from mcspex_cli.extraction import onnx
 from mcspex_cli.extraction.profile import read_profile
 from tests.checkpoint.published import Sizes, published
 from tests.hub import EVIL, Hub
@@ -1046,6 +1048,25 @@ def test_convert_and_export_replace_nothing_but_a_model(
         reason = "is (there, and not part of an mcspex|not empty, and not a) model. Name another f"
         assert re.search(reason, done.stderr)
     assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir()} == content
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "words"),
+    [(conversion, "resample", ["convert", "--sample-rate", 16000]), (onnx, "export", ["export"])],
+)
+def test_convert_and_export_replace_no_model_that_appears_meanwhile(
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    step: str,
+    words: list[object],
+) -> None:
+    folder = tmp_path / "out"
+    monkeypatch.setattr(module, step, lambda *_: shutil.copytree(tiny_folder, folder))
+    done = run("models", *words, tiny_folder, "-o", folder)
+    assert f"{folder}: has a model. Name another folder, or add --overwrite." in done.stderr
+    assert files_of(folder) == files_of(tiny_folder)
 
 
 def test_convert_keeps_its_source_and_the_current_folder(
