@@ -201,7 +201,8 @@ def test_a_good_clip_has_no_warning(engine: Engine) -> None:
     silence = np.zeros(4 * RATE_HZ, np.float32)
     said = talk(1, 0, 4, RATE_HZ)
     quality, voice = quality_of(np.concatenate([silence, said, silence]), engine)
-    assert (quality.seconds, quality.clipped, quality.snr_db) == (12.0, 0.0, 60.0)
+    assert (quality.seconds, quality.clipped) == (12.0, 0.0)
+    assert quality.snr_db == pytest.approx(60, abs=1)  # what takes out rumble rings in the silence
     assert quality.used_s == pytest.approx(4.0, abs=0.3)
     assert quality.speech_s == pytest.approx(3.2, abs=0.6)
     assert quality.level_db == pytest.approx(-23, abs=2)
