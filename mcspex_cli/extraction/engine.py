@@ -87,6 +87,22 @@ class Polarity:
     is_known: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class _Signal:
+    """One channel of a window, in the polarity of the reference."""
+
+    samples: Samples
+    """[sample]."""
+    embedding: Samples
+    """[embedding], of whom to extract."""
+    first: Samples | None = None
+    """Its estimate [sample] by one pass, if there is one already."""
+
+    def times(self, gain: Samples) -> _Signal:
+        first = None if self.first is None else self.first * gain
+        return _Signal(self.samples * gain, self.embedding, first)
+
+
 class Engine:
     """Embeds references and extracts targets with one network.
 
@@ -298,30 +314,23 @@ class Engine:
         self.check_process()
         if not windows:
             return []
-        signals: list[Samples] = []
-        embeddings: list[Samples] = []
-        signal_firsts: list[Samples | None] = []
+        signals: list[_Signal] = []
         firsts = firsts or [None] * len(windows)
         for window, polarity, first in zip(windows, polarities, firsts, strict=True):
-            signals += [*(polarity.sign * window)]
-            embeddings += [polarity.embedding] * len(window)
-            signal_firsts += [None] * len(window) if first is None else [*(polarity.sign * first)]
+            sign, voice = polarity.sign, polarity.embedding
+            given = [None] * len(window) if first is None else [*(sign * first)]
+            channels = zip(sign * window, given, strict=True)
+            signals += [_Signal(samples, voice, one) for samples, one in channels]
         passes = passes or self.passes
         run = self._without_pauses if passes > 1 else self._estimates
-        estimates = iter(run(signals, np.stack(embeddings), passes, signal_firsts))
+        estimates = iter(run(signals, passes))
         return [
             polarity.sign * np.stack([next(estimates) for _ in window])
             for window, polarity in zip(windows, polarities, strict=True)
         ]
 
-    def _without_pauses(
-        self,
-        signals: Sequence[Samples],
-        embeddings: Samples,
-        passes: int,
-        firsts: Sequence[Samples | None],
-    ) -> list[Samples]:
-        """Estimates of signals [sample], each computed as if it had no long pauses.
+    def _without_pauses(self, signals: Sequence[_Signal], passes: int) -> list[Samples]:
+        """Estimates of signals, each computed as if it had no long pauses.
 
         The networks' norms see a whole signal, and the networks learned from signals without long
         pauses. In five mixtures, a pause of 5 s cost 3 dB on average, and up to 12 dB. What comes
@@ -329,53 +338,41 @@ class Engine:
         """
         pauses = {}
         for k, signal in enumerate(signals):
-            is_pause = speech.find_pauses(signal, self.sample_rate_hz)
+            is_pause = speech.find_pauses(signal.samples, self.sample_rate_hz)
             if is_pause.any() and not is_pause.all():
                 pauses[k] = is_pause
         if not pauses:
-            return self._estimates(signals, embeddings, passes, firsts)
-        chosen = [*pauses]
-        chosen_firsts = [firsts[k] for k in chosen]
-        wholes = self._estimates([signals[k] for k in chosen], embeddings[chosen], 1, chosen_firsts)
-        parts = [s[~pauses[k]] if k in pauses else s for k, s in enumerate(signals)]
-        others = [None if k in pauses else first for k, first in enumerate(firsts)]
-        estimates = self._estimates(parts, embeddings, passes, others)
+            return self._estimates(signals, passes)
+        wholes = self._estimates([signals[k] for k in pauses], 1)
+        parts = [*signals]
+        for k, is_pause in pauses.items():
+            parts[k] = _Signal(signals[k].samples[~is_pause], signals[k].embedding)
+        estimates = self._estimates(parts, passes)
         for (k, is_pause), whole in zip(pauses.items(), wholes, strict=True):
             part = estimates[k]
             estimates[k] = whole * _fit(whole[~is_pause], part)
-            if _power(signals[k][is_pause]) <= _SILENT:
+            if _power(signals[k].samples[is_pause]) <= _SILENT:
                 estimates[k][is_pause] = 0
             estimates[k][~is_pause] = part
         return estimates
 
-    def _estimates(
-        self,
-        signals: Sequence[Samples],
-        embeddings: Samples,
-        passes: int,
-        firsts: Sequence[Samples | None],
-    ) -> list[Samples]:
-        """The network's estimates of signals [sample]; for silence, where it would hum, silence."""
-        gains = [self._gains(signal) for signal in signals]
-        levelled = [signal * gain for signal, gain in zip(signals, gains, strict=True)]
-        levelled_firsts = [
-            None if first is None else first * gain
-            for first, gain in zip(firsts, gains, strict=True)
-        ]
+    def _estimates(self, signals: Sequence[_Signal], passes: int) -> list[Samples]:
+        """The network's estimates of signals; for silence, where it would hum, silence."""
+        gains = [self._gains(signal.samples) for signal in signals]
+        levelled = [one.times(gain) for one, gain in zip(signals, gains, strict=True)]
         estimates = None
         try:
-            estimates = self._run_passes(levelled, embeddings, passes, levelled_firsts)
+            estimates = self._run_passes(levelled, passes)
         except OutOfMemoryError as error:
             if len(signals) == 1:
                 raise self._short_of_memory() from error
         if estimates is None:  # not in `except`: the error's traceback holds the tensors
             half = len(signals) // 2
             self.signals_at_once = max(1, min(self.signals_at_once, half))
-            one = self._estimates(signals[:half], embeddings[:half], passes, firsts[:half])
-            other = self._estimates(signals[half:], embeddings[half:], passes, firsts[half:])
-            return [*one, *other]
+            halves = signals[:half], signals[half:]
+            return [one for some in halves for one in self._estimates(some, passes)]
         return [
-            np.where(_power(signal) <= _SILENT, np.float32(0), estimate / gain)
+            np.where(_power(signal.samples) <= _SILENT, np.float32(0), estimate / gain)
             for signal, estimate, gain in zip(signals, estimates, gains, strict=True)
         ]
 
@@ -393,30 +390,25 @@ class Engine:
         even = gains.astype(np.float32)
         return even * to_level(signal * even)
 
-    def _run_passes(
-        self,
-        signals: Sequence[Samples],
-        embeddings: Samples,
-        passes: int,
-        firsts: Sequence[Samples | None],
-    ) -> list[Samples]:
-        """Estimates from several passes of the network over signals [sample].
+    def _run_passes(self, signals: Sequence[_Signal], passes: int) -> list[Samples]:
+        """Estimates from several passes of the network over signals.
 
-        Passes 0, 2, 4, ... are for the target; `firsts` may have pass 0, which is not shifted.
-        Passes 1, 3, ... are for the other voices; their reference is what the mean of the former
-        leaves of the mixture. See `_refine`.
+        Passes 0, 2, 4, ... are for the target; a signal may have its estimate by pass 0, which is
+        not shifted. Passes 1, 3, ... are for the other voices; their reference is what the mean of
+        the former leaves of the mixture. See `_refine`.
         """
         shifts = [round(number * self.runtime.hop / passes) for number in range(passes)]
-        missing = [k for k, first in enumerate(firsts) if first is None]
-        missed = [signals[k] for k in missing]
-        computed = iter(self.runtime.extract(missed, embeddings[missing]) if missing else ())
-        unshifted = [next(computed) if first is None else first for first in firsts]
-        estimates = self._mean_of_shifts(signals, embeddings, shifts[2::2], unshifted)
+        missing = [signal for signal in signals if signal.first is None]
+        computed = iter(self._run_once(missing) if missing else ())
+        firsts = [next(computed) if one.first is None else one.first for one in signals]
+        estimates = self._mean_of_shifts(signals, shifts[2::2], firsts)
         if passes == 1:
             return estimates
-        rests = [_rest(*pair) for pair in zip(signals, estimates, strict=True)]
-        others = self._mean_of_shifts(signals, self._voices(rests), shifts[1::2])
-        return [_refine(*three) for three in zip(estimates, signals, others, strict=True)]
+        mixtures = [signal.samples for signal in signals]
+        rests = [_rest(*pair) for pair in zip(mixtures, estimates, strict=True)]
+        others = [_Signal(*pair) for pair in zip(mixtures, self._voices(rests), strict=True)]
+        other_estimates = self._mean_of_shifts(others, shifts[1::2])
+        return [_refine(*three) for three in zip(estimates, mixtures, other_estimates, strict=True)]
 
     def _voices(self, signals: Sequence[Samples]) -> Samples:
         """Embed each of signals [sample], as [signal, embedding]; short ones are repeated."""
@@ -426,23 +418,21 @@ class Engine:
         return np.concatenate([self._embed(np.stack(list(group))) for _, group in groups])
 
     def _mean_of_shifts(
-        self,
-        signals: Sequence[Samples],
-        embeddings: Samples,
-        shifts: Sequence[int],
-        *others: Sequence[Samples],
+        self, signals: Sequence[_Signal], shifts: Sequence[int], *others: Sequence[Samples]
     ) -> list[Samples]:
-        """The mean of what the network gives for signals [sample] at some shifts, and of `others`.
+        """The mean of what the network gives for signals at some shifts, and of `others`.
 
         A network's errors depend on where in a sound its frames fall. They differ from shift to
         shift, so that the mean has less of them.
         """
-        runs = [*others]
-        for shift in shifts:
-            shifted = [np.pad(signal, (shift, 0)) for signal in signals]
-            estimates = self.runtime.extract(shifted, embeddings)
-            runs.append([estimate[shift:] for estimate in estimates])
+        runs = [*others, *(self._run_once(signals, shift) for shift in shifts)]
         return [np.mean(estimates, axis=0) for estimates in zip(*runs, strict=True)]
+
+    def _run_once(self, signals: Sequence[_Signal], shift: int = 0) -> list[Samples]:
+        """One pass of the network over signals, each `shift` samples later."""
+        shifted = [np.pad(signal.samples, (shift, 0)) for signal in signals]
+        embeddings = np.stack([signal.embedding for signal in signals])
+        return [one[shift:] for one in self.runtime.extract(shifted, embeddings)]
 
     def check_finite(self, numbers: Samples) -> None:
         """Refuse what the network gave if it is not finite: by the precision, or the model."""
