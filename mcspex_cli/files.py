@@ -594,7 +594,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: the block could not write, or `folder` is where a disk is mounted.
     """
-    _check_replaceable(folder)
+    _check_movable(folder)
     folder = folder.resolve() if folder.exists() else folder
     unfinished, aside = hidden_name(folder), folder.with_name(f".{folder.name}.before")
     sweep_once(folder.parent)
@@ -629,7 +629,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_movable(folder: Path) -> None:
     _check_local(folder)
     if os.path.ismount(real_path(folder)):  # it could not be exchanged, after all the work
         raise output_error(folder, OSError(errno.EBUSY, ""))
