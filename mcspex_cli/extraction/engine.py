@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
@@ -28,13 +28,23 @@ from mcspex_cli.audio import (
     check_level,
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
-from mcspex_cli.errors import EngineError
+from mcspex_cli.errors import EngineError, is_lack_of_memory
 from mcspex_cli.extraction import onnx, speech
 from mcspex_cli.extraction.presence import Calibration, cosine, parse_calibration
-from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
+from mcspex_cli.extraction.runtime import (
+    GPU_BATCH,
+    LENGTH_SPREAD,
+    EngineSettings,
+    OutOfMemoryError,
+    Runtime,
+    choose_device,
+    choose_precision,
+)
 from mcspex_cli.extraction.windows import Joiner, Window, Windowing, cut
 
 if TYPE_CHECKING:
+    import torch
+
     from mcspex_cli.model.systems import System
 
 Owner = TypeVar("Owner")
@@ -101,6 +111,69 @@ class _Signal:
     def times(self, gain: Samples) -> _Signal:
         first = None if self.first is None else self.first * gain
         return _Signal(self.samples * gain, self.embedding, first)
+
+
+class TorchRuntime(Runtime):
+    """A `System` in torch: folded on a CPU, if it and the precision allow it; else autocast."""
+
+    name = "torch"
+    spread = LENGTH_SPREAD
+
+    def __init__(self, system: System, settings: EngineSettings) -> None:
+        import torch
+
+        from mcspex_cli.model.systems import can_fold, fold
+
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = choose_device(settings.device)
+        self.device, self.precision = str(device), choose_precision(settings.precision, device)
+        self.sample_rate_hz, self.hop = system.config.sample_rate_hz, system.config.hop
+        self.true_level = system.config.true_level
+        self.embedding = system.config.embedding
+        self.batch = GPU_BATCH if device.type == "cuda" else 1
+        dtype = getattr(torch, self.precision)
+        folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
+        self.system = fold(system, dtype) if folded else system.to(device).eval()
+        self._autocast = torch.autocast(
+            device.type, dtype, enabled=not folded and dtype != torch.float32
+        )
+        self._device = device
+        self._dtype = dtype if folded else torch.float32  # of what goes in
+
+    def embed(self, references: Samples) -> Samples:
+        """As `Runtime.embed`."""
+        return self._run(self.system.embed, references)
+
+    def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
+        """As `Runtime.extract`."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        counts = [len(mixture) for mixture in mixtures]
+
+        def network(mixture: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+            lengths = None if len({*counts}) == 1 else torch.tensor(counts, device=self._device)
+            return self.system.extract(mixture, embedding, lengths)
+
+        padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
+        rows = self._run(network, padded, embeddings)
+        return [row[:count] for row, count in zip(rows, counts, strict=True)]
+
+    def _run(
+        self, network: Callable[..., torch.Tensor], *signals: Samples | torch.Tensor
+    ) -> Samples:
+        """What the network makes of signals; lack of memory is told from other errors."""
+        import torch
+
+        try:
+            with torch.inference_mode(), self._autocast:
+                tensors = [torch.as_tensor(one).to(self._device, self._dtype) for one in signals]
+                return network(*tensors).float().cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            if is_lack_of_memory(error):
+                raise OutOfMemoryError from error
+            raise
 
 
 class Engine:

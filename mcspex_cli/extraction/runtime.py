@@ -1,6 +1,6 @@
 """How a network is run: settings, runtimes, devices, precisions, and this process's own setup.
 
-A `Runtime` is a network that is ready to run: `TorchRuntime` is here, ONNX Runtime's in `onnx`.
+A `Runtime` is a network that is ready to run: torch's is in `engine`, ONNX Runtime's in `onnx`.
 Nothing here needs torch or NumPy to be imported: the command line takes its choices from here.
 """
 
@@ -11,7 +11,7 @@ import math
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
@@ -20,13 +20,12 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from mcspex_cli.errors import EngineError, is_lack_of_memory
+from mcspex_cli.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
 
     from mcspex_cli.audio import Samples
-    from mcspex_cli.model.systems import System
 
 RUNTIMES = ("auto", "torch", "onnx")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -153,69 +152,6 @@ class Runtime(ABC):
 
         Every estimate is as long as its mixture, and the same as if it were computed alone.
         """
-
-
-class TorchRuntime(Runtime):
-    """A `System` in torch: folded on a CPU, if it and the precision allow it; else autocast."""
-
-    name = "torch"
-    spread = LENGTH_SPREAD
-
-    def __init__(self, system: System, settings: EngineSettings) -> None:
-        import torch
-
-        from mcspex_cli.model.systems import can_fold, fold
-
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        device = choose_device(settings.device)
-        self.device, self.precision = str(device), choose_precision(settings.precision, device)
-        self.sample_rate_hz, self.hop = system.config.sample_rate_hz, system.config.hop
-        self.true_level = system.config.true_level
-        self.embedding = system.config.embedding
-        self.batch = GPU_BATCH if device.type == "cuda" else 1
-        dtype = getattr(torch, self.precision)
-        folded = device.type == "cpu" and dtype != torch.float16 and can_fold(system)
-        self.system = fold(system, dtype) if folded else system.to(device).eval()
-        self._autocast = torch.autocast(
-            device.type, dtype, enabled=not folded and dtype != torch.float32
-        )
-        self._device = device
-        self._dtype = dtype if folded else torch.float32  # of what goes in
-
-    def embed(self, references: Samples) -> Samples:
-        """As `Runtime.embed`."""
-        return self._run(self.system.embed, references)
-
-    def extract(self, mixtures: Sequence[Samples], embeddings: Samples) -> list[Samples]:
-        """As `Runtime.extract`."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        counts = [len(mixture) for mixture in mixtures]
-
-        def network(mixture: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-            lengths = None if len({*counts}) == 1 else torch.tensor(counts, device=self._device)
-            return self.system.extract(mixture, embedding, lengths)
-
-        padded = pad_sequence([torch.from_numpy(mixture) for mixture in mixtures], batch_first=True)
-        rows = self._run(network, padded, embeddings)
-        return [row[:count] for row, count in zip(rows, counts, strict=True)]
-
-    def _run(
-        self, network: Callable[..., torch.Tensor], *signals: Samples | torch.Tensor
-    ) -> Samples:
-        """What the network makes of signals; lack of memory is told from other errors."""
-        import torch
-
-        try:
-            with torch.inference_mode(), self._autocast:
-                tensors = [torch.as_tensor(one).to(self._device, self._dtype) for one in signals]
-                return network(*tensors).float().cpu().numpy()
-        except (RuntimeError, MemoryError) as error:
-            if is_lack_of_memory(error):
-                raise OutOfMemoryError from error
-            raise
 
 
 def choose_device(name: str) -> torch.device:

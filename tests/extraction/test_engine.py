@@ -18,10 +18,10 @@ from benchmarks.voices import talk
 from mcspex_cli import audio, si_sdr
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import AudioError, EngineError
-from mcspex_cli.extraction.engine import LEVEL_DB, Engine, Polarity, open_engine
+from mcspex_cli.extraction.engine import LEVEL_DB, Engine, Polarity, TorchRuntime, open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.reference import Voice
-from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime, TorchRuntime
+from mcspex_cli.extraction.runtime import EngineSettings, OutOfMemoryError, Runtime
 from mcspex_cli.extraction.speech import find_pauses
 from mcspex_cli.extraction.windows import Window
 from mcspex_cli.model.systems import System

@@ -24,12 +24,11 @@ from mcspex_cli.cli import doctor
 from mcspex_cli.errors import CheckpointError, EngineError
 from mcspex_cli.extraction import onnx as graphs
 from mcspex_cli.extraction import runtime
-from mcspex_cli.extraction.engine import Engine, open_engine
+from mcspex_cli.extraction.engine import Engine, TorchRuntime, open_engine
 from mcspex_cli.extraction.onnx import OnnxRuntime, choose_runtime
 from mcspex_cli.extraction.runtime import (
     EngineSettings,
     OutOfMemoryError,
-    TorchRuntime,
     share_cores,
 )
 from mcspex_cli.model.config import sized
