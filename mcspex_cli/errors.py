@@ -139,6 +139,12 @@ def without_passwords(text: str) -> str:
     return _PASSWORD.sub("", text)
 
 
+def name_some(names: Sequence[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
 def markdown(text: str) -> str:
     """The same as Markdown that shows the text and nothing else: no HTML, no links, no table."""
     escaped = _MARKDOWN.sub(r"\\\1", line(text))

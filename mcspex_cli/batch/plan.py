@@ -38,8 +38,7 @@ from mcspex_cli.batch.manifest import (
     refuse,
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
-from mcspex_cli.errors import AudioError, CheckpointError, PairingError
-from mcspex_cli.evaluation.report import name_some
+from mcspex_cli.errors import AudioError, CheckpointError, PairingError, name_some
 from mcspex_cli.extraction.job import ExtractionOptions
 from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
 from mcspex_cli.extraction.profile import is_profile_name, read_profile

@@ -24,7 +24,7 @@ from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations, hash_of
 from mcspex_cli.batch.worklist import WorkList
-from mcspex_cli.errors import DiskFullError, McspexError
+from mcspex_cli.errors import DiskFullError, McspexError, name_some
 from mcspex_cli.evaluation import page, report
 from mcspex_cli.evaluation.comparison import (
     PageSettings,
@@ -162,7 +162,7 @@ def write(
         if others := journal.estimates_outside(plan.tasks):
             _logger.warning(
                 f"{plan.label}: the reports leave out estimates of earlier runs: "
-                f"{report.name_some(others)}. To have them there too, name all mixtures."
+                f"{name_some(others)}. To have them there too, name all mixtures."
             )
         results, rows = _rows(work, journal, score_settings)
         failures = [

@@ -32,7 +32,14 @@ from msgspec import Meta
 from mcspex_cli import files
 from mcspex_cli.checkpoint import hub
 from mcspex_cli.checkpoint.hub import CARD, CONFIG, FILES, WEIGHTS, HubName
-from mcspex_cli.errors import CheckpointError, ForeignModel, HubError, OutputError, printable
+from mcspex_cli.errors import (
+    CheckpointError,
+    ForeignModel,
+    HubError,
+    OutputError,
+    name_some,
+    printable,
+)
 from mcspex_cli.model.config import SystemConfig
 
 if TYPE_CHECKING:
@@ -314,12 +321,12 @@ def load_checkpoint(model: str | Path | CheckpointInfo | None = None) -> System:
     )
     if odd := sorted({key for key, *_ in expected ^ actual}):
         raise CheckpointError(
-            f"{path}: not the weights of this system: {first_names(odd)} have another shape or "
+            f"{path}: not the weights of this system: {name_some(odd, 3)} have another shape or "
             f"kind of numbers. Use the {CONFIG} that came with them."
         )
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise CheckpointError(
-            f"{path}: {first_names(bad)}: some numbers are not finite. Use another checkpoint."
+            f"{path}: {name_some(bad, 3)}: some numbers are not finite. Use another checkpoint."
         )
     return fill(system, tensors)
 
@@ -593,9 +600,3 @@ def read_bytes(path: Path, remedy: str) -> bytes:
         is_missing = isinstance(error.__cause__, FileNotFoundError)
         problem = f"{path}: no such file or folder." if is_missing else error
         raise CheckpointError(f"{problem} {remedy}") from error
-
-
-def first_names(names: list[str]) -> str:
-    """Return the first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

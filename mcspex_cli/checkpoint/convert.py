@@ -26,7 +26,7 @@ import msgspec
 from mcspex_cli import files
 from mcspex_cli.checkpoint import checkpoint, hub
 from mcspex_cli.checkpoint.card import make_card, read_card
-from mcspex_cli.errors import CheckpointError, printable
+from mcspex_cli.errors import CheckpointError, name_some, printable
 from mcspex_cli.model.config import SystemConfig
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def convert(path: Path, config: Path | None = None, sample_rate_hz: int = 8000) 
             f"mcspex models convert {shlex.quote(str(path.parent))} --sample-rate 8000 -o DIR"
         )
     if not names:
-        layers = checkpoint.first_names(sorted(state))
+        layers = name_some(sorted(state), 3)
         raise CheckpointError(
             f"{path}: its layers ({layers}) are not those of a known SpEx+. Known: "
             f"{', '.join(PROGRAMS)}."
@@ -305,7 +305,7 @@ class _Weights:
 
     def refusal(self, keys: Iterable[str], reason: str) -> CheckpointError:
         """Return an error about these tensors, by their own names where they have one."""
-        names = checkpoint.first_names([self.names.get(key, key) for key in keys])
+        names = name_some([self.names.get(key, key) for key in keys], 3)
         return CheckpointError(f"{self.path}: {names}: {reason}")
 
     def shape(self, key: str) -> tuple[int, ...]:

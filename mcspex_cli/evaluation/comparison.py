@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mcspex_cli import files
-from mcspex_cli.errors import PairingError
+from mcspex_cli.errors import PairingError, name_some
 from mcspex_cli.evaluation import report, scoring
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, MIXTURE_METRICS, Metric
 from mcspex_cli.evaluation.pairing import Pairing, files_by_case, is_batch
@@ -268,13 +268,13 @@ class Comparison:
             if names:
                 lines.append(
                     f"{system.label}: compared with other {kind}s here than in its own batch: "
-                    f"{report.name_some(names)}. Are the runs of the same targets?"
+                    f"{name_some(names)}. Are the runs of the same targets?"
                 )
         return lines
 
     def _missing(self, what: str, paths: Sequence[Path | None]) -> list[str]:
         names = [case.name for case, path in zip(self.cases, paths, strict=True) if not path]
-        listed = report.name_some(names)
+        listed = name_some(names)
         return [f"{what} for {len(names)} of {len(paths)} cases: {listed}"] if names else []
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mcspex_cli import errors, files
-from mcspex_cli.errors import ConfigError, OutputError, PairingError
+from mcspex_cli.errors import ConfigError, OutputError, PairingError, name_some
 from mcspex_cli.evaluation.metrics import BY_COLUMN, METRICS, Metric
 from mcspex_cli.evaluation.pairing import case_name, case_names, is_batch
 from mcspex_cli.evaluation.scoring import SHIFTED, Status
@@ -585,12 +585,6 @@ def absences_text(rows: Rows) -> str:
     verb = "is" if len(names) == 1 else "are"
     counts = f"{len(names)} of {len(judged)} voices {verb} probably absent"
     return f"{counts}: {name_some(names)}" if names else ""
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Ten names at most, and how many more there are."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{', '.join(names[:10])}{more}"
 
 
 def as_json(report: Report) -> str:
