@@ -71,7 +71,6 @@ from mcspex_cli.errors import (
     OutputError,
     install_extra,
 )
-from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.runtime import cores, end_with_parent, leave_signals, memory
 
 _logger = logging.getLogger("mcspex")
@@ -188,9 +187,7 @@ def estimate_s(work: WorkList) -> float | None:
         return None if work.todo else 0.0
     count, threads = workers_here(work)
     settings = work.settings
-    device = settings.devices[0]
-    engine_settings = replace(settings.engine_settings, device=device, threads=threads)
-    engine = open_engine(settings.model, engine_settings)
+    engine = Worker(work.plan.folder, settings, settings.devices[0], threads).extractor.engine
     noise = np.random.default_rng(0).standard_normal(round(WINDOW_S * engine.sample_rate_hz))
     mixture = (0.05 * noise).astype(np.float32)
     voice = engine.embed([mixture])

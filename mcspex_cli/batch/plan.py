@@ -242,7 +242,7 @@ class _Planner:
             truth=truth and storage.to_path(truth),
         )
         self.problems: list[str] = []
-        self._stamps: dict[str, storage.Stamp | None] = {}
+        self._stamp = cache(storage.stamp)
         self._locations = Locations(self.request.output)
         self._is_inside = cache(
             lambda path, root: Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
@@ -460,7 +460,8 @@ class _Planner:
 
     def check_outputs(self, tasks: Sequence[Task]) -> None:
         """Note outputs that would leave the folder, collide, or be written over an input."""
-        inputs = {stamp.identity for stamp in self._stamps.values() if stamp}
+        paths = {path for t in tasks for path in (t.mixture, *t.references, t.truth) if path}
+        inputs = {stamp.identity for stamp in map(self._stamp, paths) if stamp}
         by_path: dict[str, Task] = {}
         by_id: dict[str, Task] = {}
         for task in tasks:
@@ -510,11 +511,6 @@ class _Planner:
         absolute, relative = zip(*map(self._locations.of, inputs), strict=True)
         places = ([absolute, task.spans], [relative, task.spans])
         return "-".join((f"{exact}+{in_seconds}", *map(hash_of, places)))
-
-    def _stamp(self, path: str) -> storage.Stamp | None:
-        if path not in self._stamps:
-            self._stamps[path] = storage.stamp(path)
-        return self._stamps[path]
 
     def _where(self, task: Task) -> str:
         """What a message calls a task: its file, or the manifest's line."""
