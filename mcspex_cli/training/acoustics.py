@@ -1,28 +1,16 @@
-"""Noise, rooms and narrow bands, computed or from files, for whole batches on any device."""
+"""Noise, rooms and narrow bands, computed for whole batches on any device."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from mcspex_cli import audio, files
-from mcspex_cli.errors import AudioError, ConfigError, McspexError
-
-_logger = logging.getLogger("mcspex")
-
-Sound = TypeVar("Sound")
 
 EARLY_S = 0.05
 """How long after the direct sound a reflection still counts as the target's speech."""
@@ -34,12 +22,6 @@ _REFLECTIONS = 3
 """How often, at most, a talker is mirrored along each axis."""
 
 _HARMONICS = 12
-
-_CROSSFADE_S = 0.05
-"""Where a short noise file is repeated, its end fades out under its beginning over this time."""
-
-_MOST_NAMED = 20
-"""How many of the files that cannot be read are named."""
 
 
 @dataclass(frozen=True)
@@ -243,121 +225,3 @@ def _hum(seed: int, length: int, sample_rate_hz: int, device: torch.device) -> T
     frequency, loudness, start = columns
     time = torch.arange(length, device=device) / sample_rate_hz
     return (loudness * torch.sin(2 * np.pi * frequency * time + start)).sum(0)
-
-
-@dataclass(frozen=True)
-class NoiseStretch:
-    """A stretch of a noise file: which file, and the sample that it begins at."""
-
-    file: int
-    start: int
-
-
-class NoiseFiles:
-    """Recorded noises as 16-bit samples in one tensor, from which stretches are drawn.
-
-    Raises:
-        ConfigError: the folder has no sound files, or one is silent.
-        AudioError: one cannot be read.
-    """
-
-    def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
-        self.names, sounds = _read_folder(folder, sample_rate_hz, "noise_folder")
-        self.lengths = [len(sound) for sound in sounds]
-        self.starts = np.cumsum([0, *self.lengths])[:-1].tolist()
-        self.samples = torch.from_numpy(np.concatenate([as_int16(s) for s in sounds])).to(device)
-        self.crossfade = round(_CROSSFADE_S * sample_rate_hz)
-
-    def draw(self, length: int, rng: np.random.Generator) -> NoiseStretch:
-        """Draw a file, and a place in it from which `length` samples are left if it has them."""
-        file = int(rng.integers(len(self.names)))
-        spare = self.lengths[file] - length
-        return NoiseStretch(file, int(rng.integers(spare + 1 if spare > 0 else self.lengths[file])))
-
-    def gather(self, stretches: Sequence[NoiseStretch], length: int) -> Tensor:
-        """The stretches [stretch, sample], RMS 1.
-
-        A file that ends too early starts over, its end fading out under its beginning.
-        """
-        device = self.samples.device
-        numbers = [(self.starts[s.file], self.lengths[s.file], s.start) for s in stretches]
-        start, whole, offset = torch.tensor(numbers).to(device).T.unsqueeze(-1)
-        fade = (whole // 2).clamp(1, self.crossfade)
-        repeated = offset + length > whole
-        period = torch.where(repeated, whole - fade, whole)
-        step = offset + torch.arange(length, device=device)
-        position = step % period
-        gathered = self.samples[start + position].float()
-        angle = (position / fade).clamp(max=1) * (torch.pi / 2)
-        ending = self.samples[start + (position + period).clamp(max=whole - 1)].float()
-        crossfaded = gathered * angle.sin() + ending * angle.cos()
-        return at_unit_rms(torch.where(repeated & (step >= period), crossfaded, gathered))
-
-
-class RoomFiles:
-    """Recorded room responses, each from its direct sound on, by the folder that they are in."""
-
-    def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
-        self.names, sounds = _read_folder(folder, sample_rate_hz, "room_folder")
-        responses = [align_response(torch.from_numpy(s), sample_rate_hz) for s in sounds]
-        self.responses = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(device)
-        folders = [Path(name).parent for name in self.names]
-        self.neighbours = [
-            [other for other, folder in enumerate(folders) if folder == own] for own in folders
-        ]
-        """For each response, those of the same folder, itself among them."""
-
-    def draw(self, talkers: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """Draw a response for each talker, from one folder; different ones if it has as many."""
-        room = self.neighbours[int(rng.integers(len(self.names)))]
-        return tuple(map(int, rng.choice(room, talkers, replace=len(room) < talkers)))
-
-
-def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:
-    """Samples as 16-bit ones; a sound that goes beyond -1..1 is turned down."""
-    scale = 32768 / float(np.abs(sound).max(initial=1.0))
-    return np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
-
-
-def read_all(paths: Sequence[Path], read: Callable[[Path], Sound]) -> list[Sound]:
-    """What `read` gives for each file, several of them at a time.
-
-    Raises:
-        McspexError: that of `read`; if several files cannot be read, their errors are logged first.
-    """
-
-    def attempt(path: Path) -> Sound | McspexError:
-        try:
-            return read(path)
-        except McspexError as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(attempt, paths))
-    errors = [result for result in results if isinstance(result, McspexError)]
-    if len(errors) == 1:
-        raise errors[0]
-    for error in errors[:_MOST_NAMED]:
-        _logger.error(error)
-    if errors:
-        rest = f"; the first {_MOST_NAMED} are named above" if len(errors) > _MOST_NAMED else ""
-        raise AudioError(f"{len(errors)} files cannot be used{rest}. Repair or remove them.")
-    return [result for result in results if not isinstance(result, McspexError)]
-
-
-def _read_folder(
-    folder: Path, sample_rate_hz: int, key: str
-) -> tuple[list[str], list[audio.Samples]]:
-    """The sound files under a folder: their paths in it, and their samples."""
-    sources = files.find(folder) if folder.is_dir() else []
-    if not sources:
-        problem = "no sound files in it" if folder.is_dir() else "there is no such folder"
-        raise ConfigError(f"{folder}: {problem}. Correct [mixtures] {key}.")
-
-    def read(path: Path) -> audio.Samples:
-        sound = audio.read(path, sample_rate_hz)
-        if len(sound) < 2 or not sound.any():
-            raise ConfigError(f"{path}: is silent. Remove it from [mixtures] {key}.")
-        return sound
-
-    return [path.relative_to(folder).as_posix() for path in sources], read_all(sources, read)

@@ -1,16 +1,17 @@
-"""Folders of speech as speakers' utterances: what lies on disk, and all of it in one tensor."""
+"""What training reads from folders: speech by speaker, noises, rooms; each kind in one tensor."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 
 from mcspex_cli import audio, files
-from mcspex_cli.errors import AudioError, ConfigError
-from mcspex_cli.training.acoustics import as_int16, change_speed, read_all
+from mcspex_cli.errors import AudioError, ConfigError, McspexError
+from mcspex_cli.training.acoustics import align_response, at_unit_rms, change_speed
 
 _logger = logging.getLogger("mcspex")
+
+Sound = TypeVar("Sound")
 
 _MIN_HALF_S = 1.0
 """A speaker's only clip is cut in two, one half for the reference, if each is this long."""
@@ -35,6 +38,12 @@ _LIBRIMIX_TALKERS = ("s1", "s2", "s3")
 
 _LIBRISPEECH = re.compile(r"(\d+)-(\d+)-\d+")
 """An utterance of LibriSpeech: speaker, chapter, number."""
+
+_CROSSFADE_S = 0.05
+"""Where a short noise file is repeated, its end fades out under its beginning over this time."""
+
+_MOST_NAMED = 20
+"""How many of the files that cannot be read are named."""
 
 _SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
 
@@ -504,3 +513,121 @@ def draw_reference(target: Stretch, length: int, rng: np.random.Generator) -> St
     stop = min(start + round(length * target.speed), stop)
     touched = [k for k in run if speaker.start_of(k + 1) > start and speaker.start_of(k) < stop]
     return Stretch(speaker, start, stop - start, touched[0], touched[-1], True, target.speed)
+
+
+@dataclass(frozen=True)
+class NoiseStretch:
+    """A stretch of a noise file: which file, and the sample that it begins at."""
+
+    file: int
+    start: int
+
+
+class NoiseFiles:
+    """Recorded noises as 16-bit samples in one tensor, from which stretches are drawn.
+
+    Raises:
+        ConfigError: the folder has no sound files, or one is silent.
+        AudioError: one cannot be read.
+    """
+
+    def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
+        self.names, sounds = _read_folder(folder, sample_rate_hz, "noise_folder")
+        self.lengths = [len(sound) for sound in sounds]
+        self.starts = np.cumsum([0, *self.lengths])[:-1].tolist()
+        self.samples = torch.from_numpy(np.concatenate([as_int16(s) for s in sounds])).to(device)
+        self.crossfade = round(_CROSSFADE_S * sample_rate_hz)
+
+    def draw(self, length: int, rng: np.random.Generator) -> NoiseStretch:
+        """Draw a file, and a place in it from which `length` samples are left if it has them."""
+        file = int(rng.integers(len(self.names)))
+        spare = self.lengths[file] - length
+        return NoiseStretch(file, int(rng.integers(spare + 1 if spare > 0 else self.lengths[file])))
+
+    def gather(self, stretches: Sequence[NoiseStretch], length: int) -> Tensor:
+        """The stretches [stretch, sample], RMS 1.
+
+        A file that ends too early starts over, its end fading out under its beginning.
+        """
+        device = self.samples.device
+        numbers = [(self.starts[s.file], self.lengths[s.file], s.start) for s in stretches]
+        start, whole, offset = torch.tensor(numbers).to(device).T.unsqueeze(-1)
+        fade = (whole // 2).clamp(1, self.crossfade)
+        repeated = offset + length > whole
+        period = torch.where(repeated, whole - fade, whole)
+        step = offset + torch.arange(length, device=device)
+        position = step % period
+        gathered = self.samples[start + position].float()
+        angle = (position / fade).clamp(max=1) * (torch.pi / 2)
+        ending = self.samples[start + (position + period).clamp(max=whole - 1)].float()
+        crossfaded = gathered * angle.sin() + ending * angle.cos()
+        return at_unit_rms(torch.where(repeated & (step >= period), crossfaded, gathered))
+
+
+class RoomFiles:
+    """Recorded room responses, each from its direct sound on, by the folder that they are in."""
+
+    def __init__(self, folder: Path, sample_rate_hz: int, device: torch.device) -> None:
+        self.names, sounds = _read_folder(folder, sample_rate_hz, "room_folder")
+        responses = [align_response(torch.from_numpy(s), sample_rate_hz) for s in sounds]
+        self.responses = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True).to(device)
+        folders = [Path(name).parent for name in self.names]
+        self.neighbours = [
+            [other for other, folder in enumerate(folders) if folder == own] for own in folders
+        ]
+        """For each response, those of the same folder, itself among them."""
+
+    def draw(self, talkers: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """Draw a response for each talker, from one folder; different ones if it has as many."""
+        room = self.neighbours[int(rng.integers(len(self.names)))]
+        return tuple(map(int, rng.choice(room, talkers, replace=len(room) < talkers)))
+
+
+def as_int16(sound: audio.Samples) -> npt.NDArray[np.int16]:
+    """Samples as 16-bit ones; a sound that goes beyond -1..1 is turned down."""
+    scale = 32768 / float(np.abs(sound).max(initial=1.0))
+    return np.clip(np.rint(sound * scale), -32768, 32767).astype(np.int16)
+
+
+def read_all(paths: Sequence[Path], read: Callable[[Path], Sound]) -> list[Sound]:
+    """What `read` gives for each file, several of them at a time.
+
+    Raises:
+        McspexError: that of `read`; if several files cannot be read, their errors are logged first.
+    """
+
+    def attempt(path: Path) -> Sound | McspexError:
+        try:
+            return read(path)
+        except McspexError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(attempt, paths))
+    errors = [result for result in results if isinstance(result, McspexError)]
+    if len(errors) == 1:
+        raise errors[0]
+    for error in errors[:_MOST_NAMED]:
+        _logger.error(error)
+    if errors:
+        rest = f"; the first {_MOST_NAMED} are named above" if len(errors) > _MOST_NAMED else ""
+        raise AudioError(f"{len(errors)} files cannot be used{rest}. Repair or remove them.")
+    return [result for result in results if not isinstance(result, McspexError)]
+
+
+def _read_folder(
+    folder: Path, sample_rate_hz: int, key: str
+) -> tuple[list[str], list[audio.Samples]]:
+    """The sound files under a folder: their paths in it, and their samples."""
+    sources = files.find(folder) if folder.is_dir() else []
+    if not sources:
+        problem = "no sound files in it" if folder.is_dir() else "there is no such folder"
+        raise ConfigError(f"{folder}: {problem}. Correct [mixtures] {key}.")
+
+    def read(path: Path) -> audio.Samples:
+        sound = audio.read(path, sample_rate_hz)
+        if len(sound) < 2 or not sound.any():
+            raise ConfigError(f"{path}: is silent. Remove it from [mixtures] {key}.")
+        return sound
+
+    return [path.relative_to(folder).as_posix() for path in sources], read_all(sources, read)

@@ -15,8 +15,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from mcspex_cli.errors import ConfigError, EngineError, McspexError
 from mcspex_cli.training import acoustics, data
-from mcspex_cli.training.acoustics import NoiseFiles, NoiseStretch, Room, RoomFiles
-from mcspex_cli.training.data import Corpus, Stretch, UtteranceIndex, draw_reference, draw_stretch
+from mcspex_cli.training.acoustics import Room
+from mcspex_cli.training.data import (
+    Corpus,
+    NoiseFiles,
+    NoiseStretch,
+    RoomFiles,
+    Stretch,
+    UtteranceIndex,
+    draw_reference,
+    draw_stretch,
+)
 from mcspex_cli.training.settings import MixtureSettings
 
 _MAX_TALKERS = 3

@@ -13,8 +13,6 @@ from mcspex_cli import audio
 from mcspex_cli.training import acoustics
 from mcspex_cli.training.acoustics import (
     EARLY_S,
-    NoiseFiles,
-    NoiseStretch,
     Room,
     align_response,
     change_speed,
@@ -26,6 +24,7 @@ from mcspex_cli.training.acoustics import (
     stationary_noise,
     torchaudio_functional,
 )
+from mcspex_cli.training.data import NoiseFiles, NoiseStretch
 
 RATE_HZ = 16000
 CPU = torch.device("cpu")
