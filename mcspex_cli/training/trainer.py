@@ -12,7 +12,6 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
@@ -157,7 +156,7 @@ class Trainer:
         """
         run = self.settings.run
         pending: list[Losses] = []
-        clock, since_s = Clock(self.elapsed_s), self.elapsed_s
+        began_s, since_s = time.monotonic() - self.elapsed_s, self.elapsed_s
         first = self.team.rank * self.settings.optimiser.batch
         rows = range(first, first + self.settings.optimiser.batch)
         on_gpu = self.device.type == "cuda"
@@ -165,23 +164,24 @@ class Trainer:
             self.sampler, run.seed, self.step, rows, run.workers, for_cuda=on_gpu
         )
         ending = self.finished
-        if ending and self.team.any(self.team.leads and not self._is_saved()):
+        if ending and any(self.team.highest([self.team.leads and not self._is_saved()])):
             self._validate_and_save()  # stopped before, and resumed with a nearer end
         while not ending:
             pending.append(self._step(batches))
             self._update_average()
             self.step += 1
-            ending = self._sync_clock_and_ask_to_end(clock.seconds)
+            ending = self._sync_clock_and_ask_to_end(time.monotonic() - began_s)
             is_due = self._is_validation_due()
             if is_due or self.step % run.log_every_steps == 0:
-                progress = self._progress(pending, clock, since_s)
-                with clock.paused():
-                    if is_due:
-                        progress = replace(progress, validation_db=self._validate_and_save())
-                    if self.log:
-                        self.log.add(progress)
-                    yield progress
-                pending, since_s = [], clock.seconds
+                now_s = time.monotonic()
+                progress = self._progress(pending, now_s - began_s - since_s)
+                if is_due:
+                    progress = replace(progress, validation_db=self._validate_and_save())
+                if self.log:
+                    self.log.add(progress)
+                yield progress
+                pending, since_s = [], now_s - began_s
+                began_s += time.monotonic() - now_s  # only steps count
                 # During validation, or by the caller, `stopping` may have been set.
                 ending = self._sync_clock_and_ask_to_end(self.elapsed_s)
             if self.elapsed_s - self.saved_s >= 60 * run.save_every_minutes:
@@ -241,11 +241,11 @@ class Trainer:
 
         The end is that of the schedule, or has come when `stopping` is set in any process.
         """
-        self.elapsed_s, stopping = self.team.highest([elapsed_s, float(self.stopping.is_set())])
+        self.elapsed_s, stopping = self.team.highest([elapsed_s, self.stopping.is_set()])
         return self.finished or bool(stopping)
 
-    def _progress(self, pending: list[Losses], clock: Clock, since_s: float) -> Progress:
-        """The progress by the pending steps, begun at `since_s`: means over them and the team.
+    def _progress(self, pending: list[Losses], took_s: float) -> Progress:
+        """The progress by the pending steps, which took so long: means over them and the team.
 
         Raises:
             ConfigError: the loss is no longer finite.
@@ -268,7 +268,7 @@ class Trainer:
             share=min(1.0, self._done_share()),
             **means,
             learning_rate=self.optimiser.adam.param_groups[0]["lr"],
-            audio_s_per_s=audio_s / (clock.seconds - since_s),
+            audio_s_per_s=audio_s / took_s,
             elapsed_s=self.elapsed_s,
         )
 
@@ -472,27 +472,6 @@ def _has_classifier_of(start: CheckpointInfo, corpus: Corpus) -> bool:
     return start.config.speakers == len(corpus.speakers) and sha256 == corpus.speakers_sha256
 
 
-class Clock:
-    """Counts the seconds of a run from `seconds` on; it can be paused."""
-
-    def __init__(self, seconds: float) -> None:
-        self._zero = time.monotonic() - seconds
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far, without the pauses."""
-        return time.monotonic() - self._zero
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stand still while the block runs."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self._zero += time.monotonic() - start
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a run is, and means over the steps since the last `Progress`."""
@@ -622,10 +601,6 @@ class Team:
     def highest(self, values: Sequence[float]) -> list[float]:
         """Each value's maximum over the team, so that all decide alike."""
         return self._reduce(values, "MAX")
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process of the team."""
-        return bool(self.highest([float(flag)])[0])
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """Each value's mean over the team."""
