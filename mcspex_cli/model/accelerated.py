@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcspex_cli.model.stacks import ConcatBlock, GlobalLayerNorm, TCNBlock
+from mcspex_cli.model.layers import ConcatBlock, GlobalLayerNorm, TCNBlock
 from mcspex_cli.model.systems import (
     FrameDecoder,
     FrameEncoder,

@@ -1,8 +1,8 @@
-"""The two systems, MC-SpEx and SpEx+, and all in them that works on scales.
+"""The two systems, MC-SpEx and SpEx+, with their encoder and decoder; `layers` is in between.
 
 ```
-samples ─▶ encoder ─▶ fusion ─▶ stacks, see `stacks` ─▶ masks ─▶ decoder ─▶ samples
-             └─── features of three scales ───────────────▲
+samples ─▶ encoder ─▶ fusion ─▶ stacks ─▶ masks ─▶ decoder ─▶ samples
+             └─── features of three scales ─▲
 ```
 """
 
@@ -18,30 +18,24 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mcspex_cli.model.config import SystemConfig
-from mcspex_cli.model.stacks import (
+from mcspex_cli.model.layers import (
     CONSMS,
+    FUSERS,
+    INTERMGS,
     NORMS,
     ConcatBlock,
     FoldedExtractor,
     FoldedPointwise,
     FoldedResBlock,
+    IndependentMasks,
     ResBlock,
+    ScaleFuser,
+    ScaleInterMG,
+    Scales,
+    SeparateProjections,
     SpeakerEncoder,
     SpeechExtractor,
 )
-
-Scales = tuple[Tensor, Tensor, Tensor]
-"""Features of the short, middle and long scale, each [batch, filter, frame]."""
-
-
-def concatenate(scales: Sequence[Tensor]) -> Tensor:
-    """Put scales [batch, filter, frame] on each other, keeping a frame's filters together.
-
-    That is how they lie in memory in a folded network, and `torch.cat` would not keep it.
-    """
-    if scales[0].stride(1) == 1:
-        return torch.cat([scale.transpose(1, 2) for scale in scales], dim=2).transpose(1, 2)
-    return torch.cat(list(scales), dim=1)
 
 
 class MultiScaleEncoder(nn.Module):
@@ -93,180 +87,6 @@ class FrameEncoder(MultiScaleEncoder):
         frames = samples.unfold(-1, bank.kernel_size[0], self.hop)
         features = functional.linear(frames, bank.weight.squeeze(1), bank.bias)
         return functional.relu(features).transpose(1, 2)
-
-
-class NormProjection(nn.Module):
-    """Concatenate the scales, normalise each frame, project to the network's width.
-
-    Source: SpEx+ (`cLN` before a 1x1 convolution).
-    """
-
-    def __init__(self, filters: int, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(3 * filters)
-        self.project = nn.Conv1d(3 * filters, channels, 1)
-
-    def normalise(self, scales: Scales) -> Tensor:
-        """Concatenate `scales` and normalise each frame (cLN): [batch, 3 * filter, frame]."""
-        rows: Tensor = self.norm(concatenate(scales).transpose(1, 2))
-        return rows.transpose(1, 2)
-
-    def forward(self, scales: Scales) -> Tensor:
-        """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        return self.project(self.normalise(scales))
-
-
-class SeparateProjections(nn.Module):
-    """SpEx+'s fusion: one norm and projection for the mixture, another for the reference."""
-
-    def __init__(self, filters: int, channels: int, reference_channels: int) -> None:
-        super().__init__()
-        self.mixture = NormProjection(filters, channels)
-        self.reference = NormProjection(filters, reference_channels)
-
-
-class ScaleFuser(NormProjection):
-    """MC-SpEx's fusion: the scales weigh each other, then become one; shared by both inputs.
-
-    ```
-    scales ─ concat ─ cLN ─┬──────────── x ─ 1x1 3N→B ─
-                           └─ weigh ─────┘
-    ```
-
-    From the paper: one module between encoder and network, its weights shared by mixture
-    and reference. Ours: what weighs, in the two subclasses; `FUSERS` names them.
-    """
-
-    def weigh(self, features: Tensor) -> Tensor:
-        """Weights [batch, 3 * filter, frame], 1 on average, for normalised features like them."""
-        raise NotImplementedError
-
-    def forward(self, scales: Scales) -> Tensor:
-        """Fuse `scales`, each [batch, filter, frame], into [batch, channel, frame]."""
-        features = self.normalise(scales)
-        return self.project(features * self.weigh(features))
-
-    def mixture(self, scales: Scales) -> Tensor:
-        """Fuse a mixture's scales."""
-        return self(scales)
-
-    def reference(self, scales: Scales) -> Tensor:
-        """Fuse a reference's scales: the same weights, so the same feature space."""
-        return self(scales)
-
-
-class GatedScaleFuser(ScaleFuser):
-    """A gate in (0, 2) for every filter of every scale, from all three scales of its frame."""
-
-    def __init__(self, filters: int, channels: int) -> None:
-        super().__init__(filters, channels)
-        self.gate = nn.Sequential(
-            nn.Conv1d(3 * filters, filters // 2, 1),
-            nn.PReLU(),
-            nn.Conv1d(filters // 2, 3 * filters, 1),
-        )
-
-    def weigh(self, features: Tensor) -> Tensor:
-        """As `ScaleFuser.weigh`."""
-        return 2 * torch.sigmoid(self.gate(features))
-
-
-class AttentiveScaleFuser(ScaleFuser):
-    """Three shares of a whole, one for each scale: a frame leans on what resolves it best."""
-
-    def __init__(self, filters: int, channels: int) -> None:
-        super().__init__(filters, channels)
-        self.attention = nn.Sequential(
-            nn.Conv1d(3 * filters, filters // 2, 1), nn.PReLU(), nn.Conv1d(filters // 2, 3, 1)
-        )
-
-    def weigh(self, features: Tensor) -> Tensor:
-        """As `ScaleFuser.weigh`; equal for all filters of a scale."""
-        shares = 3 * torch.softmax(self.attention(features), dim=1)
-        return shares.repeat_interleave(features.shape[1] // 3, dim=1)
-
-
-FUSERS: dict[str, type[ScaleFuser]] = {"gate": GatedScaleFuser, "attention": AttentiveScaleFuser}
-"""The fusers by the name that `SystemConfig.scale_fuser` has."""
-
-
-class IndependentMasks(nn.Module):
-    """SpEx+'s masks: a 1x1 convolution and ReLU for each scale, none knowing the others."""
-
-    def __init__(self, channels: int, filters: int) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Conv1d(channels, filters, 1) for _ in range(3))
-
-    def forward(self, features: Tensor) -> Scales:
-        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
-        short, middle, long = (functional.relu(head(features)) for head in self.heads)
-        return short, middle, long
-
-
-class ScaleInterMG(nn.Module):
-    """MC-SpEx's mask generator: the scales' masks inform each other.
-
-    From the paper: three masks, the scales informing each other while they are made. Ours:
-    how they do, in the two subclasses; `INTERMGS` names them.
-    """
-
-    def __init__(self, channels: int, filters: int) -> None:
-        super().__init__()
-        self.heads = nn.Conv1d(channels, 3 * filters, 1)
-
-    def inform(self, own: Tensor) -> Tensor:
-        """Each head's output, put right by the others'. Shape: [batch, 3 * filter, frame]."""
-        raise NotImplementedError
-
-    def forward(self, features: Tensor) -> Scales:
-        """Turn `features` [batch, channel, frame] into three masks [batch, filter, frame]."""
-        short, middle, long = functional.relu(self.inform(self.heads(features))).chunk(3, dim=1)
-        return short, middle, long
-
-
-class MixingScaleInterMG(ScaleInterMG):
-    """One shared layer hears all three heads and corrects each.
-
-    ```
-    x ─┬─ 1x1 → short  ─┬─────────────────── + ─ ReLU ─ mask
-       ├─ 1x1 → middle ─┼─ (likewise)
-       └─ 1x1 → long   ─┤
-                        └─ concat ─ 1x1 3N→B ─ PReLU ─ 1x1 B→3N ─┘
-    ```
-    """
-
-    def __init__(self, channels: int, filters: int) -> None:
-        super().__init__(channels, filters)
-        self.interact = nn.Sequential(
-            nn.Conv1d(3 * filters, channels, 1), nn.PReLU(), nn.Conv1d(channels, 3 * filters, 1)
-        )
-
-    def inform(self, own: Tensor) -> Tensor:
-        """As `ScaleInterMG.inform`."""
-        return own + self.interact(own)
-
-
-class CascadeScaleInterMG(ScaleInterMG):
-    """From coarse to fine: the long head tells the middle one, both tell the short one."""
-
-    def __init__(self, channels: int, filters: int) -> None:
-        super().__init__(channels, filters)
-        self.to_middle = nn.Conv1d(filters, filters, 1)
-        self.to_short = nn.Conv1d(2 * filters, filters, 1)
-
-    def inform(self, own: Tensor) -> Tensor:
-        """As `ScaleInterMG.inform`."""
-        short, middle, long = own.chunk(3, dim=1)
-        middle = middle + self.to_middle(functional.relu(long))
-        coarse = functional.relu(concatenate((middle, long)))
-        return concatenate((short + self.to_short(coarse), middle, long))
-
-
-INTERMGS: dict[str, type[ScaleInterMG]] = {
-    "mixing": MixingScaleInterMG,
-    "cascade": CascadeScaleInterMG,
-}
-"""The mask generators by the name that `SystemConfig.scale_intermg` has."""
 
 
 class MultiScaleDecoder(nn.Module):

@@ -13,7 +13,7 @@ from mcspex_cli.checkpoint.checkpoint import CheckpointInfo, load_checkpoint
 from mcspex_cli.checkpoint.convert import at_sample_rate
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.config import SystemConfig, sized
-from mcspex_cli.model.stacks import ConSM, TCNBlock
+from mcspex_cli.model.layers import ConSM, TCNBlock
 from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.mixtures import Batch, MixtureSampler
 from mcspex_cli.training.settings import TrainSettings

@@ -10,7 +10,7 @@ import torch
 
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.config import sized
-from mcspex_cli.model.stacks import CONSMS
+from mcspex_cli.model.layers import CONSMS
 from mcspex_cli.model.systems import System, build
 from tests.model.test_folded import learned
 

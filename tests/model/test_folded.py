@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mcspex_cli.model.config import SystemConfig, sized
-from mcspex_cli.model.stacks import CONSMS
-from mcspex_cli.model.systems import FUSERS, INTERMGS, System, build, fold
+from mcspex_cli.model.layers import CONSMS, FUSERS, INTERMGS
+from mcspex_cli.model.systems import System, build, fold
 
 KINDS = [("spexplus", "gate", "film", "mixing")]
 KINDS += [("mcspex", *parts) for parts in product(FUSERS, CONSMS, INTERMGS)]

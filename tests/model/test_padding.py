@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mcspex_cli.model.accelerated import accelerate
 from mcspex_cli.model.config import sized
-from mcspex_cli.model.stacks import NORMS, BatchNorm
+from mcspex_cli.model.layers import NORMS, BatchNorm
 from mcspex_cli.model.systems import System, fold
 from tests.model.test_folded import KINDS, error_db, learned
 

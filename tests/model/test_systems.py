@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from mcspex_cli.checkpoint.checkpoint import new_system
 from mcspex_cli.model.config import SIZES, sized
-from mcspex_cli.model.stacks import CONSMS, ConcatBlock, ConSM, GlobalLayerNorm
-from mcspex_cli.model.systems import FUSERS, INTERMGS, SYSTEMS, System, build
+from mcspex_cli.model.layers import CONSMS, FUSERS, INTERMGS, ConcatBlock, ConSM, GlobalLayerNorm
+from mcspex_cli.model.systems import SYSTEMS, System, build
 from tests.conftest import RATE_HZ, buzz
 from tests.model.test_folded import error_db
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mcspex_cli.errors import ConfigError
 from mcspex_cli.model.config import SystemConfig, sized
-from mcspex_cli.model.stacks import CONSMS
-from mcspex_cli.model.systems import FUSERS, INTERMGS, System, build
+from mcspex_cli.model.layers import CONSMS, FUSERS, INTERMGS
+from mcspex_cli.model.systems import System, build
 from mcspex_cli.training.data import Corpus
 from mcspex_cli.training.growth import enlarge, fit_classifier, grow
 from mcspex_cli.training.mixtures import MixtureSampler
