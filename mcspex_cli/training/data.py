@@ -201,10 +201,10 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
         if len(words) != 3:
             raise ConfigError(f"{where}: must have three words: mixture, utterance and clip.")
         mixture, utterance, name = words
-        clip = folder / f"{name}.wav"
-        if not clip.is_file() or name.split("/")[0] not in _LIBRIMIX_TALKERS:
+        clip, (role, _, talkers) = folder / f"{name}.wav", name.partition("/")
+        spoken = dict(zip(_LIBRIMIX_TALKERS, talkers.split("_"), strict=False)).get(role)
+        if spoken is None or not clip.is_file():
             raise ConfigError(f"{where}: {clip} does not exist. Is the file for another set?")
-        spoken = clip.stem.split("_")[_LIBRIMIX_TALKERS.index(clip.parent.name)]
         if spoken == utterance or _speaker(spoken) != _speaker(utterance):
             raise ConfigError(f"{where}: {name} is not another utterance of the target speaker.")
         if enrolments.setdefault((mixture, utterance), clip) != clip:

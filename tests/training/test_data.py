@@ -265,6 +265,10 @@ def test_unreadable_enrolments_are_named(librimix: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"map: is not text in UTF-8"):
         read_enrolments(path, librimix / "test")
+    (librimix / "test/s2/4077-13754-0001.wav").touch()  # whose name has no second talker
+    path.write_text("m u s2/4077-13754-0001\n")
+    with pytest.raises(ConfigError, match=r"line 1: .*Is the file for another set"):
+        read_enrolments(path, librimix / "test")
 
 
 def laid_out(pieces: list[list[torch.Tensor]]) -> Corpus:
