@@ -81,6 +81,8 @@ class _RunningTask:
     """A folder for what is fetched for it, and for outputs that are to be sent or thrown away."""
     fetch_error: McspexError | None = None
     """Why there is no copy; the extraction fails, too, but cannot say why."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with its references."""
 
 
 class Worker:
@@ -99,7 +101,6 @@ class Worker:
         self.extractor = Extractor(settings.model, open_engine(settings.model, engine_settings))
         self._writer = JournalWriter(folder)
         self._enroll = lru_cache(_KNOWN_VOICES)(self._enroll_or_error)
-        self._warnings: dict[str, tuple[str, ...]] = {}
 
     def extract(
         self, units: Sequence[Unit], finished_ids: set[str], stopping: Callable[[], bool]
@@ -142,7 +143,7 @@ class Worker:
                 speaker = speaker_name(task.references, task.spans)
                 files = paths[AUDIO], paths.get(RESIDUAL), paths.get(ACTIVITY)
                 outputs = Outputs(*files, speaker, overwrite=True)
-                yield Job(mixture, partial(self._voice, task), outputs)
+                yield Job(mixture, partial(self._voice, item), outputs)
 
         with (
             storage.temporary_copies() as scratch,
@@ -164,7 +165,6 @@ class Worker:
         A task whose outputs cannot be sent has failed. A journal that cannot be written ends all.
         """
         task, copies = item.task, item.copies
-        warnings = self._warnings.pop(task.id, ())
         try:
             if isinstance(end, McspexError):
                 raise end
@@ -179,15 +179,16 @@ class Worker:
         except McspexError as error:
             reason = storage.with_urls(str(error), copies)
             self._writer.add_failure(task, self._key, reason)
-            return Outcome(task, None, reason, warnings)
-        return Outcome(task, values, "", warnings)
+            return Outcome(task, None, reason, item.warnings)
+        return Outcome(task, values, "", item.warnings)
 
-    def _voice(self, task: Task) -> Voice:
+    def _voice(self, item: _RunningTask) -> Voice:
         """The voice of a task's references; an enrolment that failed is not tried again."""
+        task = item.task
         voice = self._enroll(task.references, task.spans, task.mixture if task.spans else None)
         if isinstance(voice, McspexError):
             raise voice
-        self._warnings[task.id] = voice.warnings
+        item.warnings = voice.warnings
         return voice
 
     def _enroll_or_error(
