@@ -327,19 +327,23 @@ def track(
                 say(f"{label}: {100 * done / total:.0f} %, {left} left")
 
 
-def on_interrupts(handler: Any) -> None:
-    """Let `handler` answer Ctrl-C, SIGTERM and SIGHUP, except those ignored, as under nohup."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handler)
+def on_interrupts(
+    handler: Any, names: Iterable[str] = ("SIGINT", "SIGTERM", "SIGHUP")
+) -> dict[int, Any]:
+    """Let `handler` answer Ctrl-C and the like, and return what answered each before.
+
+    Signals that are ignored stay so, as under nohup or in a background job.
+    """
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # not on Windows
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 @contextmanager
 def ending_gently(stop: Callable[[], object], *others: str) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) call `stop`, and the second one end the program at once.
 
-    So do the `others`, names of signals. Signals that are ignored stay so, as in a background job.
+    So do the `others`, names of signals.
     """
 
     def handle(*_: object) -> None:
@@ -350,10 +354,7 @@ def ending_gently(stop: Callable[[], object], *others: str) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    names = ("SIGINT", "SIGTERM", *others)
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {int(number): signal.signal(number, handle) for number in numbers}
+    before = on_interrupts(handle, ("SIGINT", "SIGTERM", *others))
     try:
         yield
     finally:
@@ -395,11 +396,9 @@ def stdout() -> TextIO:
 
 
 def _rich(file: TextIO | None) -> Console:
-    """A rich console that writes to `file`, without colours if NO_COLOR is set."""
     from rich.console import Console
 
-    plain = True if os.environ.get("NO_COLOR") else None
-    return Console(file=file, quiet=file is None, highlight=False, markup=False, no_color=plain)
+    return Console(file=file, quiet=file is None, highlight=False, markup=False)
 
 
 def _is_coloured(stream: TextIO) -> bool:
