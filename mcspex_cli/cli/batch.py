@@ -14,7 +14,6 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
@@ -238,7 +237,7 @@ def batch(request: BatchOptions = options.group(BatchOptions)) -> None:
     )
     groups = _read_groups(request)
     work = _prepare(request)
-    if request.shard != (1, 1) and not _is_given("shard"):
+    if request.shard != (1, 1) and not options.is_given("shard"):
         index, count = request.shard
         console.say(f"part {index} of {count}, as task of a Slurm array; --shard 1/1 does all.")
     if request.dry_run:
@@ -286,14 +285,9 @@ def _check_usage(request: BatchOptions) -> None:
     )
     for each in click.get_current_context().command.params:
         users = [name for name, backend in BACKENDS.items() if each.name in backend.options]
-        if users and request.backend not in users and _is_given(each.name or ""):
+        if users and request.backend not in users and options.is_given(each.name or ""):
             raise click.UsageError(f"{each.opts[0]} is for --engine {' or '.join(users)}.")
     BACKENDS[request.backend].check()
-
-
-def _is_given(option: str) -> bool:
-    source = click.get_current_context().get_parameter_source(option)
-    return source == ParameterSource.COMMANDLINE
 
 
 def _read_groups(request: BatchOptions) -> Groups | None:

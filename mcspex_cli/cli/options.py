@@ -317,6 +317,12 @@ def _paths(values: Mapping[str, Any]) -> Iterator[Path | str]:
 # What several commands share.
 
 
+def is_given(name: str) -> bool:
+    """Whether the command line has the option whose parameter is called so."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source == ParameterSource.COMMANDLINE
+
+
 def check_needs(needs: Mapping[str, Sequence[str]]) -> None:
     """Refuse options of the command line that mean nothing without one of some others.
 
@@ -325,8 +331,7 @@ def check_needs(needs: Mapping[str, Sequence[str]]) -> None:
     context = click.get_current_context()
     flags = {each.name: max(each.opts, key=len) for each in context.command.params}
     for name, others in needs.items():
-        is_given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        if is_given and not any(context.params.get(other) for other in others):
+        if is_given(name) and not any(context.params.get(other) for other in others):
             listed = " or ".join(flags[other] for other in others)
             raise click.UsageError(f"{flags[name]} means nothing without {listed}. Add it.")
 
@@ -464,9 +469,8 @@ def check_subtype(outputs: Iterable[Path], subtype: str) -> None:
     """Refuse a --subtype of the command line that one of the outputs cannot have."""
     from mcspex_cli import audio
 
-    if click.get_current_context().get_parameter_source("subtype") == ParameterSource.COMMANDLINE:
-        for path in outputs:
-            audio.check_subtype(path, subtype)
+    for path in outputs if is_given("subtype") else ():
+        audio.check_subtype(path, subtype)
 
 
 def examples() -> Path:
