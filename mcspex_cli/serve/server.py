@@ -1,18 +1,5 @@
 """The server of the page: its addresses, and who may use them.
 
-```
-GET /                             the page
-GET /static/NAME                  its style and scripts
-POST /sessions                    opens a session; everything below belongs to one
-GET  /sessions/ID/                its state, as JSON
-GET  /sessions/ID/space           whether a file of some size may be sent
-PUT  /sessions/ID/recording       a file; also /example, /recording/part and /references
-POST /sessions/ID/extraction      begins one; DELETE cancels it
-GET  /sessions/ID/sounds/NAME     a WAV file, in ranges; /peaks/NAME and /pictures/NAME show it
-GET  /sessions/ID/saved/NAME      a file for the user's disk
-POST /sessions/ID/close           deletes it all
-```
-
 The name of a session is a secret of its page, so that nobody sees the files of another. Paths from
 a page are looked up in tables and never opened. What comes from another site's page is refused.
 """
@@ -163,7 +150,7 @@ class Pages:
         ).from_string((self._folder / "page.html").read_text("utf-8"))
 
     def routes(self) -> list[Route]:
-        """What is answered, and how."""
+        """What is answered, and how. An open page is a session, and `_state` gives its state."""
         of_sessions: list[tuple[str, str, Endpoint]] = [
             ("GET", "/", self._state),
             ("GET", "/space", self._check_space),
