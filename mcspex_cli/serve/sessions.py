@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -316,12 +315,8 @@ class Sessions:
 
     def __init__(self, extractions: Extractions, max_bytes: int) -> None:
         self.extractions, self._max_bytes = extractions, max_bytes
-        self.folder = files.hidden_name(Path(tempfile.gettempdir()) / "mcspex-serve")
-        files.sweep_once(self.folder.parent)
-        try:
-            self.folder.mkdir(mode=0o700)
-        except OSError as error:
-            raise files.output_error(self.folder, error) from error
+        self._stack = ExitStack()
+        self.folder = self._stack.enter_context(files.temporary_folder())
         self.pages: dict[str, Session] = {}
 
     def open(self) -> Session:
@@ -362,4 +357,4 @@ class Sessions:
                 self.close(session)
             self.extractions.close()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._stack.close()
