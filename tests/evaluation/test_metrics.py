@@ -1,4 +1,7 @@
-"""Metrics: closed forms, silence rules, and the same values as other libraries give."""
+"""Metrics: closed forms, silence rules, and the same values as other libraries give.
+
+Those libraries are imported where they are used: each process of the tests imports every file.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import fast_bss_eval
 import numpy as np
-import pesq as pesq_package
-import pystoi
 import pytest
 import soxr
-from speechmos import dnsmos as speechmos
 
 from mcspex_cli import audio
 from mcspex_cli.errors import ConfigError
@@ -72,6 +71,8 @@ def test_float32_input_is_computed_in_float64() -> None:
 
 
 def test_it_agrees_with_fast_bss_eval() -> None:
+    import fast_bss_eval
+
     for _ in range(5):
         target = RNG.standard_normal(4000) + 0.2
         estimate = 0.7 * target + RNG.uniform(0.1, 2) * RNG.standard_normal(4000)
@@ -154,6 +155,8 @@ def example() -> tuple[audio.Samples, audio.Samples]:
 
 
 def test_sdr_alone_is_fast_bss_evals() -> None:
+    import fast_bss_eval
+
     estimate, target = (sound.astype(np.float64) for sound in example())
     expected = fast_bss_eval.sdr(target[None], estimate[None])[0]
     ratios = bss_eval(*example())
@@ -168,6 +171,8 @@ def test_there_is_no_sdr_of_so_short_a_sound_that_its_filter_fits_anything() -> 
 
 
 def test_sdr_sir_and_sar_are_fast_bss_evals() -> None:
+    import fast_bss_eval
+
     both = np.stack([VOICE, OTHER]).astype(np.float64)
     estimates = np.stack([MIXED, OTHER + 0.1 * VOICE]).astype(np.float64)
     sdr, sir, sar, order = fast_bss_eval.bss_eval_sources(both, estimates)
@@ -200,12 +205,16 @@ def test_copies_among_the_talkers_cost_sir_and_sar_alone(gain: float) -> None:
 
 @pytest.mark.parametrize(("rate_hz", "mode"), [(8000, "nb"), (16000, "wb")])
 def test_pesq_is_the_packages_at_the_rates_it_knows(rate_hz: int, mode: str) -> None:
+    import pesq as pesq_package
+
     estimate, target = example()
     expected = pesq_package.pesq(rate_hz, target, estimate, mode)
     assert pesq(estimate, target, rate_hz) == pytest.approx(expected, abs=1e-6)
 
 
 def test_pesq_is_nan_where_the_package_fails_or_would_kill_the_process() -> None:
+    import pesq as pesq_package
+
     with pytest.raises(pesq_package.BufferTooShortError):
         pesq_package.pesq(RATE_HZ, VOICE[:1000], MIXED[:1000], "nb")
     assert math.isnan(pesq(MIXED[:1000], VOICE[:1000], RATE_HZ))
@@ -222,6 +231,8 @@ def test_pesq_is_nan_where_the_package_fails_or_would_kill_the_process() -> None
 
 @pytest.mark.parametrize("extended", [False, True])
 def test_stoi_is_the_packages(extended: bool) -> None:
+    import pystoi
+
     estimate, target = (sound.astype(np.float64) for sound in example())
     expected = pystoi.stoi(target, estimate, RATE_HZ, extended=extended)
     assert stoi(*example(), RATE_HZ, extended=extended) == pytest.approx(expected, abs=1e-6)
@@ -258,6 +269,8 @@ def test_a_package_that_cannot_be_imported_is_one_line(monkeypatch: pytest.Monke
 
 
 def test_dnsmos_is_speechmoss_at_16_khz() -> None:
+    from speechmos import dnsmos as speechmos
+
     sound = np.resize(example()[0], 5 * RATE_HZ)  # of which the package makes a single window
     sound *= 3 / np.abs(sound).max()  # which it would refuse
     resampled = soxr.resample(sound, RATE_HZ, 16000)
