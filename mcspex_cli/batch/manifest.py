@@ -415,7 +415,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         text = "(?:^|/)" + "".join(part + group for part, group in zip(fixed, groups, strict=True))
     try:
         compiled = re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise PairingError(
             f"--pattern {pattern}: is not a regular expression ({error})."
         ) from error

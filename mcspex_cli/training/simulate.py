@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -78,7 +79,9 @@ def read_recipes(path: Path) -> list[Recipe]:
             limits = f"from -{_MOST_SNR_DB} to {_MOST_SNR_DB}"
             raise ConfigError(f"{where}: snr_db {row['snr_db']!r} is not a number {limits}.")
         is_hidden = name.startswith(".")  # which no search of the folder finds again
-        if is_hidden or Path(name).name != name or min(name, default="") < " ":
+        is_too_long = len(os.fsencode(f"{name}.wav")) > files.LONGEST_NAME
+        is_path = Path(name).name != name
+        if is_hidden or is_too_long or is_path or min(name, default="") < " ":
             raise ConfigError(f"{where}: id {name!r} cannot be the name of a file.")
         key = files.name_key(name)
         if key in recipes:

@@ -639,6 +639,7 @@ def test_what_is_no_place_for_references_is_refused(empty: Path, name: str) -> N
             "(?P<speaker>[a-z",
             "--pattern (?P<speaker>[a-z: is not a regular expression (unterminated",
         ),
+        ("(?P<speaker>x{99999999999})", "is not a regular expression (the repetition number is"),
         (
             "{speaker}_{2}",
             "--pattern {speaker}_{2}: names a field twice, or by a number.",

@@ -66,6 +66,10 @@ def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Pat
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,nan,d", "line 2: snr_db 'nan' is not a number"),
         ("x,ann/a.flac,bob/b.flac,ann/b.flac,1e9,d", "'1e9' is not a number from -100 to 100"),
         (".x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '.x' cannot be the name of a"),
+        (
+            f"{'x' * 252},ann/a.flac,bob/b.flac,ann/b.flac,0,d",
+            "line 2: id 'xx.*' cannot be the name",
+        ),
         ("x\0,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id 'x.*' cannot be the name of a"),
         ("../x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '../x' cannot be the"),
         ("x,ann/a.flac", "line 2: has 2 columns, not 6"),
