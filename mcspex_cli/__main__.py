@@ -40,7 +40,7 @@ from types import FrameType
 
 import click
 
-from mcspex_cli import __version__
+from mcspex_cli import __version__, files
 from mcspex_cli.cli import console
 from mcspex_cli.cli.batch import batch
 from mcspex_cli.cli.doctor import doctor
@@ -119,8 +119,6 @@ def _explain(error: BaseException) -> tuple[int, list[str]]:
         problems = error.problems if isinstance(error, PlanError) else ()
         return error.exit_code, [*problems, str(error)]
     if isinstance(error, OSError) and error.filename is not None:
-        from mcspex_cli import files
-
         return 1, [f"{error.filename}: {files.explain(error)}"]
     messages = []
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):

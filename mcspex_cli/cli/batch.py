@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mcspex_cli import files
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
 from mcspex_cli.errors import PartialFailure
@@ -292,7 +293,6 @@ def _check_usage(request: BatchOptions) -> None:
 
 def _read_groups(request: BatchOptions) -> Groups | None:
     """The groups as they are before the work, which may take days."""
-    from mcspex_cli import files
     from mcspex_cli.evaluation.report import read_groups
 
     if request.groups is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mcspex_cli import files
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import argument, flag, option, path
 from mcspex_cli.errors import (
@@ -117,8 +118,6 @@ def extract(request: ExtractRequest = options.group(ExtractRequest)) -> None:
     if not from_stdin and not to_stdout:
         _extract(request)
         return
-    from mcspex_cli import files
-
     # In the outermost context, so that errors are shown with the streams' names as well.
     enter = click.get_current_context().find_root().with_resource
     folder = enter(files.temporary_folder())
@@ -200,7 +199,6 @@ def _extract(request: ExtractRequest, stdin: Path | None = None) -> None:
 
 def _plan(request: ExtractRequest, stdin: Path | None, voice: Callable[[], Voice]) -> list[Job]:
     """A job for each mixture: its outputs are beside it, in a folder, or the file named."""
-    from mcspex_cli import files
     from mcspex_cli.extraction.job import Job, Outputs, speaker_name
 
     jobs = []
@@ -300,7 +298,6 @@ def _show(request: ExtractRequest, job: Job, result: Result, voice: Voice) -> No
 
 def _copy_stdin(path: Path) -> None:
     """Keep standard input in a file, since some formats are read from their end."""
-    from mcspex_cli import files
 
     def read() -> bytes:
         try:
@@ -394,7 +391,6 @@ def enroll(
         return
     if output is None:
         raise click.UsageError("say with -o where the profile goes, as in -o alice.safetensors.")
-    from mcspex_cli import files
     from mcspex_cli.extraction import profile, reference
 
     clips = reference.list_sources(sources)
@@ -447,7 +443,6 @@ def _show_qualities(qualities: Sequence[ReferenceQuality]) -> None:
 
 def _show_profiles(sources: Sequence[Path], *, listed: bool, as_json: bool) -> None:
     """Show profiles one by one, or list those of folders with an error for each damaged one."""
-    from mcspex_cli import files
     from mcspex_cli.extraction.profile import find_profiles, read_profile
 
     profiles: list[tuple[Path, Profile]] = []

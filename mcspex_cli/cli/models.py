@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mcspex_cli import files
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import argument, flag, option
 from mcspex_cli.errors import CheckpointError, OutputError
@@ -357,7 +358,6 @@ def calibrate(
     \b
     mcspex models calibrate runs/best held-out-speakers/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli import files
     from mcspex_cli.checkpoint.checkpoint import find_source, write_calibration
     from mcspex_cli.checkpoint.hub import CONFIG
 

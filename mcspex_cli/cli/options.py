@@ -41,6 +41,7 @@ from mcspex_cli.extraction.runtime import (
     PRECISIONS,
     RUNTIMES,
     EngineSettings,
+    has_quick_bfloat16,
     keep_memory,
 )
 
@@ -533,7 +534,5 @@ def load_extractor(info: CheckpointInfo, settings: EngineSettings, seconds: floa
 
 def warn_of_slow(precision: str) -> None:
     """Warn of a precision that this CPU only emulates."""
-    from mcspex_cli.extraction.runtime import has_quick_bfloat16
-
     if precision == "float16" or (precision == "bfloat16" and not has_quick_bfloat16()):
         console.warn(f"{precision} is many times slower than float32 on this CPU. Choose float32.")

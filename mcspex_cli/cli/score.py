@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from mcspex_cli import files
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import flag, option, path, paths
 from mcspex_cli.errors import BelowThreshold, ConfigError, McspexError, PairingError, PartialFailure
@@ -192,7 +193,7 @@ def score(request: ScoreRequest = options.group(ScoreRequest)) -> None:
     mcspex score estimates/ --truth truth/ --baseline report.json --fail-under si_sdr=10
     mcspex score out/audio --refs refs/ --mixtures mixtures/
     """  # noqa: D301 (click needs the character itself)
-    from mcspex_cli import Extractor, files
+    from mcspex_cli import Extractor
     from mcspex_cli.evaluation import metrics, report, scoring
     from mcspex_cli.evaluation.pairing import missing_estimates
     from mcspex_cli.extraction.reference import check_references
@@ -296,18 +297,15 @@ def _check_roles(truth: Path | None, mixtures: Path | None, interferers: Sequenc
 
 def _compared_paths(request: ScoreRequest) -> list[Path]:
     """The files and folders to compare, each of which has to be there."""
-    from mcspex_cli.files import check_exists
-
     optional = (request.truth, request.mixtures, request.reference_folder, request.transcripts)
     given = [request.estimates, *request.interferers, *request.references, *filter(None, optional)]
     for each in given:
-        check_exists(each)
+        files.check_exists(each)
     return given
 
 
 def _pair(request: ScoreRequest) -> list[Pairing]:
     """Each estimate with the files that it is compared with, its words and its presence."""
-    from mcspex_cli import files
     from mcspex_cli.evaluation import report
     from mcspex_cli.evaluation.pairing import pair
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mcspex_cli import files
 from mcspex_cli.cli import console, options
 from mcspex_cli.cli.options import argument, flag, option, path
 from mcspex_cli.errors import OutputError
@@ -64,8 +65,6 @@ def simulate(
     LibriSpeech trees, or LibriMix sets (mix_clean/ s1/ s2/ and perhaps s3/). Unless -n is given,
     the mixtures of a LibriMix set are taken as they are, once for each talker as the target.
     """
-    from mcspex_cli import files
-
     if bool(sources) == bool(recipe):
         raise click.UsageError("Name folders of speakers, or --recipe CSV.")
     for source in sources:
