@@ -159,8 +159,8 @@ def _expect_end() -> None:
     exec("")
 
 
-_interrupts: list[int] = []
-"""The signals that have come. Any error after one follows from it: modules whose import is
+_interrupts: list[float] = []
+"""When signals came. Any error after one follows from it: modules whose import is
 interrupted, and libraries that take a KeyboardInterrupt for an error of their own, raise others."""
 
 _C_PLUS_PLUS = ("<module>", "torch.distributed")
@@ -181,14 +181,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
     Raised in callbacks of soundfile and in destructors, it would be lost, and the sound file would
     seem to be cut off. While torch.distributed is imported, it would end the process by SIGABRT.
+    A signal that comes twice, as `timeout` sends it, counts once: a second KeyboardInterrupt would
+    come while the first is explained.
     """
-    _interrupts.append(number)
+    now_s = time.monotonic()
+    if _interrupts and now_s - _interrupts[-1] < 0.1:
+        return
     while frame is not None:
         name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
         if name.startswith(("vio_", "__del__")) or (name, module) == _C_PLUS_PLUS:
             threading.Timer(0.01, _thread.interrupt_main, [number]).start()
             return
         frame = frame.f_back
+    _interrupts.append(now_s)
     if _is_own_process():
         end = threading.Timer(_LONGEST_END_S, _end_without_clearing_up)
         end.daemon = True

@@ -398,7 +398,9 @@ def stdout() -> TextIO:
 def _rich(file: TextIO | None) -> Console:
     from rich.console import Console
 
-    return Console(file=file, quiet=file is None, highlight=False, markup=False)
+    # Names stay as they are, also `a:x:b` and `[b]`.
+    quiet = file is None
+    return Console(file=file, quiet=quiet, highlight=False, markup=False, emoji=False)
 
 
 def _is_coloured(stream: TextIO) -> bool:

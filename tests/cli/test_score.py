@@ -372,6 +372,11 @@ def test_a_narrow_terminal_cuts_no_number(
     assert "".join(line[1:].split(" ")[0] for line in text.splitlines()[2:]) == name
 
 
+def test_a_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(("file",), [("9:100:x:[b]",)])
+    assert "9:100:x:[b]" in capsys.readouterr().out
+
+
 # Without a truth.
 
 
