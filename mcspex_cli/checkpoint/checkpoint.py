@@ -166,14 +166,14 @@ def find_checkpoint(
         return _describe(bundle[DEFAULT_MODEL])
     if not isinstance(model, str | Path):
         raise TypeError(f"a model is a name or a folder, not {model!r:.80}")
-    name = None if isinstance(model, Path) else HubName.parse(model)
+    name = HubName.parse(model) if isinstance(model, str) else None
+    own = bundle.get(model) if isinstance(model, str) else None
     folder = Path(model)
-    is_name = name is not None or str(model) in bundle
     is_folder = str(model) != "" and os.path.isdir(folder)  # noqa: PTH112 (too long is no error)
-    if is_folder and (not is_name or (folder / CONFIG).is_file()):
+    if is_folder and (not (name or own) or (folder / CONFIG).is_file()):
         return _describe(folder)
-    if str(model) in bundle:
-        return _describe(bundle[str(model)])
+    if own:
+        return _describe(own)
     if os.path.isfile(folder):  # noqa: PTH113 (too long is no error)
         raise CheckpointError(f"{model}: is a file. A model is a folder; name the one that has it.")
     if name is None:

@@ -101,6 +101,8 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     names = ", ".join(bundled())
     with pytest.raises(CheckpointError, match=f"nobody: no such model. Bundled: {names}; or name"):
         find_checkpoint("nobody")
+    with pytest.raises(CheckpointError, match="mcspex-16k: no such model"):
+        find_checkpoint(Path("mcspex-16k"))  # always a folder
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "a/" * 3000])
