@@ -96,6 +96,11 @@ def is_lack_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
 
 
+def error_line(error: BaseException, line: int = 0) -> str:
+    """One line, by default the first, of the message of another package's error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[line]
+
+
 def install_extra(extra: str) -> str:
     """What to do where the packages of an extra are missing, as the end of a message."""
     return f"Run in a checkout of mcspex: pip install '.[{extra}]'"

@@ -62,13 +62,13 @@ from mcspex_cli.batch.workers import (
     Worker,
     WorkerHost,
     distribute,
-    error_line,
 )
 from mcspex_cli.errors import (
     DiskFullError,
     EngineError,
     McspexError,
     OutputError,
+    error_line,
     install_extra,
 )
 from mcspex_cli.extraction.runtime import cores, end_with_parent, leave_signals, memory

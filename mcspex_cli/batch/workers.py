@@ -31,7 +31,7 @@ from mcspex_cli.batch import storage
 from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList, total_s
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchSettings
-from mcspex_cli.errors import DiskFullError, EngineError, McspexError
+from mcspex_cli.errors import DiskFullError, EngineError, McspexError, error_line
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor
 from mcspex_cli.extraction.job import Job, Outputs, Result, speaker_name
@@ -212,11 +212,6 @@ class Worker:
             for text in voice.warnings
         ]
         return replace(voice, warnings=tuple(storage.with_urls(text, copies) for text in warnings))
-
-
-def error_line(error: Exception, line: int = 0) -> str:
-    """One line, by default the first, of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[line]
 
 
 class WorkerProcess(Protocol):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcspex_cli import __version__, files
-from mcspex_cli.errors import CheckpointError, HubError, McspexError, without_passwords
+from mcspex_cli.errors import CheckpointError, HubError, McspexError, error_line, without_passwords
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -434,7 +434,7 @@ def _our_error(name: HubName, error: BaseException, *, writing: bool = False) ->
     wrapped = isinstance(error, errors.LocalEntryNotFoundError) or type(error) is RuntimeError
     if wrapped and error.__cause__:
         return _our_error(name, error.__cause__, writing=writing)
-    reason = str(error).partition("\n")[0] or type(error).__name__
+    reason = error_line(error)
     match error:
         case errors.HfHubHTTPError():
             text = _refusal(name, error, writing=writing)

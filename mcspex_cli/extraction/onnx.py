@@ -45,6 +45,7 @@ from mcspex_cli.errors import (
     CheckpointError,
     EngineError,
     OutputError,
+    error_line,
     install_extra,
     is_lack_of_memory,
 )
@@ -118,9 +119,9 @@ class OnnxRuntime(Runtime):
                     for name in (EMBED, EXTRACT)
                 }
         except Exception as error:  # its errors share no base class
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise EngineError(
-                f"{RUNNER} cannot load {folder} ({reason}). Update it, or use --runtime torch."
+                f"{RUNNER} cannot load {folder} ({error_line(error, -1)}). Update it, or use "
+                "--runtime torch."
             ) from error
         if len(providers) > 1 and _CUDA in self._sessions[EXTRACT].get_providers():
             self.device, self.batch = f"cuda:{number or 0}", GPU_BATCH

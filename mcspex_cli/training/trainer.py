@@ -36,6 +36,7 @@ from mcspex_cli.errors import (
     CheckpointError,
     ConfigError,
     EngineError,
+    error_line,
     install_extra,
     is_lack_of_memory,
 )
@@ -220,10 +221,10 @@ class Trainer:
                 advice = "Lower [optimiser] batch or [mixtures] segment_s."
                 raise EngineError(f"out of memory on {self.device}. {advice}") from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = str(error).partition("\n")[0]
                 raise EngineError(
-                    f"[run] compile: torch cannot compile the network ({reason}). Install a C++ "
-                    "compiler such as g++ (for a GPU also Triton), or set compile = false."
+                    f"[run] compile: torch cannot compile the network ({error_line(error)}). "
+                    "Install a C++ compiler such as g++ (for a GPU also Triton), or set compile = "
+                    "false."
                 ) from error
             raise
         return replace(losses, loss=losses.loss.detach())
