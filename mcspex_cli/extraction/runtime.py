@@ -96,10 +96,9 @@ class EngineSettings:
                 raise TypeError(
                     f"window_s, context_s and fade_s are numbers of seconds, not {length_s!r:.80}"
                 )
-        shortest_s = max(_MIN_WINDOW_S, 2 * self.context_s + self.fade_s)
-        if not (
-            self.context_s >= 0 and self.fade_s >= 0 and shortest_s <= self.window_s < math.inf
-        ):
+        kept_s = self.window_s - 2 * self.context_s - self.fade_s
+        is_long_enough = _MIN_WINDOW_S <= self.window_s < math.inf and kept_s > 0
+        if not is_long_enough or self.context_s < 0 or self.fade_s < 0:
             raise ValueError(
                 f"window_s must be {_MIN_WINDOW_S} s or more and longer than twice context_s plus "
                 "fade_s, all from 0"

@@ -441,7 +441,7 @@ def test_what_is_no_mixture_is_refused(
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"window_s": value} for value in (0.0, -1.0, 1e-4, np.nan, np.inf)),
+        *({"window_s": value} for value in (0.0, -1.0, 1e-4, 1.25, np.nan, np.inf)),
         *({"fade_s": value} for value in (-1.0, np.nan)),
         *({name: value} for name in ("batch", "threads") for value in (-1, 10**9)),
         *({"passes": value} for value in (0, 17)),
