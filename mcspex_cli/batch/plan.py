@@ -39,8 +39,7 @@ from mcspex_cli.batch.manifest import (
 )
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, PairingError, name_some
-from mcspex_cli.extraction.job import ExtractionOptions
-from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
+from mcspex_cli.extraction.job import ACTIVITY_FORMATS, ExtractionOptions
 from mcspex_cli.extraction.profile import is_profile_name, read_profile
 from mcspex_cli.extraction.reference import Span, list_sources
 from mcspex_cli.extraction.runtime import EngineSettings, choose_device

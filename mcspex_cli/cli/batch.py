@@ -129,7 +129,7 @@ class BatchOptions:
     )
     residual: bool = flag("Also write what is left of each mixture, to residual/.")
     activity: str | None = choice(
-        table("extraction.presence", "ACTIVITY_FORMATS"),
+        table("extraction.job", "ACTIVITY_FORMATS"),
         "Also write when the person speaks, to activity/",
     )
     form: str = choice(

@@ -80,7 +80,7 @@ class ExtractRequest:
         "Also write when the person speaks, to a file that ends in {}.",
         type=options.PATH_AS_TYPED,
         cls=options.TableOption,
-        rows=options.table("extraction.presence", "ACTIVITY_FORMATS"),
+        rows=options.table("extraction.job", "ACTIVITY_FORMATS"),
         strict=False,
     )
     model: str | None = options.MODEL
@@ -227,7 +227,7 @@ def _output(name: str, mixture: Path, ending: str) -> Path:
     A name that ends in a slash is a folder's, even if it does not exist yet.
     """
     from mcspex_cli.audio import FORMATS
-    from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
+    from mcspex_cli.extraction.job import ACTIVITY_FORMATS
 
     output = Path(name)
     # Path.is_dir would raise if the name is too long.

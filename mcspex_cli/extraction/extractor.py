@@ -55,13 +55,13 @@ from mcspex_cli.extraction.job import (
     check_sources,
     check_voice,
     open_mixture,
+    write_activity,
 )
 from mcspex_cli.extraction.presence import (
     PresenceMeter,
     PresenceResult,
     join_channels,
     mute_gains,
-    write_activity,
 )
 from mcspex_cli.extraction.reference import Clip, Span, Voice, enroll, read_spans
 from mcspex_cli.extraction.runtime import PASSES, EngineSettings
@@ -656,9 +656,7 @@ class _Extraction:
                     for writer, block, gain in zip(writers, blocks, gains, strict=False):
                         assert block is not None
                         writer.write(block * np.float32(gain))
-            if path := job.outputs.activity:
-                file = job.id or job.mixture.stem
-                write_activity(path, self._presence, job.name, file, job.outputs.speaker)
+            write_activity(job, self._presence)
 
     def _blocks(self) -> Iterator[tuple[Samples, Samples | None]]:
         """Blocks of the estimate before its level is chosen and, if asked for, of the residual."""

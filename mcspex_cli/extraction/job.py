@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -19,8 +20,9 @@ from mcspex_cli.audio import Samples
 from mcspex_cli.checkpoint.checkpoint import CheckpointInfo
 from mcspex_cli.errors import AudioError, CheckpointError, McspexError
 from mcspex_cli.extraction.levels import Level
-from mcspex_cli.extraction.presence import ACTIVITY_FORMATS, Segment
+from mcspex_cli.extraction.presence import PresenceResult, Segment
 from mcspex_cli.extraction.reference import Voice
+from mcspex_cli.extraction.speech import FRAME_S
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Outputs:
     residual: Path | None
     """The mixture without the target."""
     activity: Path | None
-    """When the target speaks, in a format of `presence.ACTIVITY_FORMATS`."""
+    """When the target speaks, in a format of `ACTIVITY_FORMATS`."""
     speaker: str
     """What `activity` calls the target."""
     overwrite: bool
@@ -220,6 +222,64 @@ class Job:
         for path in self.outputs.sounds():
             audio.check_format(path, options.subtype, reader.info.sample_rate_hz, channels)
         return reader
+
+
+def write_activity(job: Job, presence: PresenceResult) -> None:
+    """Write when the target speaks, if the job has a file for that, as its suffix says."""
+    if path := job.outputs.activity:
+        text = ACTIVITY_FORMATS[path.suffix.lower()](job, presence)
+        with files.whole(path) as unfinished:
+            # File names may hold bytes that are not text.
+            unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _json(job: Job, presence: PresenceResult) -> str:
+    document = {
+        "mixture": job.name,
+        "speaker": job.outputs.speaker,
+        "presence": None if presence.presence is None else round(presence.presence, 4),
+        "present": presence.present,
+        "frame_s": FRAME_S,
+        "active_s": presence.active_s,
+        "spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in presence.spans],
+        "segments": [segment.to_dict() for segment in presence.segments],
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def _rttm(job: Job, presence: PresenceResult) -> str:
+    """NIST's Rich Transcription Time Marked: a line for each span. Its names have no spaces."""
+    names = job.id or job.mixture.stem, job.outputs.speaker
+    file, speaker = ("_".join(name.split()) or "_" for name in names)
+    return "".join(
+        f"SPEAKER {file} 1 {start_s:.3f} {end_s - start_s:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
+        for start_s, end_s in presence.spans
+    )
+
+
+def _srt(job: Job, presence: PresenceResult) -> str:
+    """SubRip: a numbered block for each span, its text the speaker's name on one line."""
+    speaker = " ".join(job.outputs.speaker.split())
+    return "\n".join(
+        f"{number}\n{_timestamp(start_s)} --> {_timestamp(end_s)}\n{speaker}\n"
+        for number, (start_s, end_s) in enumerate(presence.spans, 1)
+    )
+
+
+def _timestamp(seconds: float) -> str:
+    """A time in SubRip: 00:01:02,345."""
+    left, thousandths = divmod(round(seconds * 1000), 1000)
+    minutes, seconds_left = divmod(left, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds_left:02},{thousandths:03}"
+
+
+ACTIVITY_FORMATS: dict[str, Callable[[Job, PresenceResult], str]] = {
+    ".json": _json,
+    ".rttm": _rttm,
+    ".srt": _srt,
+}
+"""What writes each format of activity files, by the suffix. A new format is one more row."""
 
 
 def open_mixture(path: Path, options: ExtractionOptions) -> audio.Reader:

@@ -21,19 +21,16 @@ than 20 dB below the mixture, and in a segment in which the target is present.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli import files
 from mcspex_cli.audio import MIN_SIGNAL_S, SILENCE_DB, Floats, Samples
 from mcspex_cli.errors import CheckpointError
 from mcspex_cli.extraction import speech
@@ -437,65 +434,3 @@ def mute_gains(segments: Sequence[Segment]) -> tuple[list[float], list[float]]:
             times += [one.end_s - MUTE_FADE_S / 2, one.end_s + MUTE_FADE_S / 2]
             gains += [before, after]
     return times, gains
-
-
-def write_activity(
-    path: Path, result: PresenceResult, mixture: str, file: str, speaker: str
-) -> None:
-    """Write when the target speaks, as the file's suffix says; see `ACTIVITY_FORMATS`.
-
-    `mixture` is its id or path, and `file` what RTTM calls it.
-    """
-    text = ACTIVITY_FORMATS[path.suffix.lower()](result, mixture, file, speaker)
-    with files.whole(path) as unfinished:
-        # File names may hold bytes that are not text.
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def _json(result: PresenceResult, mixture: str, _: str, speaker: str) -> str:
-    document = {
-        "mixture": mixture,
-        "speaker": speaker,
-        "presence": None if result.presence is None else round(result.presence, 4),
-        "present": result.present,
-        "frame_s": FRAME_S,
-        "active_s": result.active_s,
-        "spans": [{"start_s": start_s, "end_s": end_s} for start_s, end_s in result.spans],
-        "segments": [segment.to_dict() for segment in result.segments],
-    }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def _rttm(result: PresenceResult, _: str, file: str, speaker: str) -> str:
-    """NIST's Rich Transcription Time Marked: a line for each span. Its names have no spaces."""
-    file, speaker = ("_".join(name.split()) or "_" for name in (file, speaker))
-    return "".join(
-        f"SPEAKER {file} 1 {start_s:.3f} {end_s - start_s:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
-        for start_s, end_s in result.spans
-    )
-
-
-def _srt(result: PresenceResult, _: str, __: str, speaker: str) -> str:
-    """SubRip: a numbered block for each span, its text the speaker's name on one line."""
-    speaker = " ".join(speaker.split())
-    return "\n".join(
-        f"{number}\n{_timestamp(start_s)} --> {_timestamp(end_s)}\n{speaker}\n"
-        for number, (start_s, end_s) in enumerate(result.spans, 1)
-    )
-
-
-def _timestamp(seconds: float) -> str:
-    """A time in SubRip: 00:01:02,345."""
-    left, thousandths = divmod(round(seconds * 1000), 1000)
-    minutes, seconds_left = divmod(left, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{seconds_left:02},{thousandths:03}"
-
-
-ACTIVITY_FORMATS: dict[str, Callable[[PresenceResult, str, str, str], str]] = {
-    ".json": _json,
-    ".rttm": _rttm,
-    ".srt": _srt,
-}
-"""What writes each format of activity files, by the suffix; its arguments are those of
-`write_activity` after the path. A row is all that a new format needs."""

@@ -18,8 +18,12 @@ from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint, write_calibration
 from mcspex_cli.evaluation.metrics import si_sdr
-from mcspex_cli.extraction.job import HIGHEST_GAIN_DB, LOWEST_GAIN_DB, ExtractionOptions
-from mcspex_cli.extraction.presence import ACTIVITY_FORMATS
+from mcspex_cli.extraction.job import (
+    ACTIVITY_FORMATS,
+    HIGHEST_GAIN_DB,
+    LOWEST_GAIN_DB,
+    ExtractionOptions,
+)
 from tests.conftest import EXAMPLES, RATE_HZ, buzz, calibration
 from tests.media import SoundTrack, make
 

@@ -20,6 +20,7 @@ from mcspex_cli.checkpoint.checkpoint import load_checkpoint
 from mcspex_cli.errors import CheckpointError, OutputError
 from mcspex_cli.extraction.engine import Engine, Polarity
 from mcspex_cli.extraction.extractor import Extractor
+from mcspex_cli.extraction.job import Job, Outputs, write_activity
 from mcspex_cli.extraction.presence import (
     Calibration,
     PresenceMeter,
@@ -30,8 +31,8 @@ from mcspex_cli.extraction.presence import (
     mute_gains,
     parse_calibration,
     probability,
-    write_activity,
 )
+from mcspex_cli.extraction.reference import Voice
 from mcspex_cli.extraction.runtime import EngineSettings
 from mcspex_cli.extraction.speech import frame_levels_db
 from mcspex_cli.model.config import sized
@@ -468,17 +469,22 @@ def test_the_gate_closes_over_surely_absent_segments_and_fades() -> None:
     assert mute_gains(measured(presences=(0.9,), seconds=3.0).segments) == ([0.0], [1.0])
 
 
+NOBODY = Voice(np.ones(2, np.float32), (), 2.0, (), ())
+
+
 def written(
     folder: Path,
     suffix: str,
     spans: list[tuple[float, float]],
     speaker: str = "target",
-    file: str = "day 1",
+    id: str = "",
 ) -> str:
     """What an activity file says of some spans."""
     path = folder / f"a{suffix}"
     result = measured(presences=(0.91234, 0.2, 0.7), presence=0.87654, present=True)
-    write_activity(path, replace(result, spans=tuple(spans)), "talks/day 1.wav", file, speaker)
+    outputs = Outputs("e.wav", activity=path, speaker=speaker)
+    job = Job("talks/day 1.wav", NOBODY, outputs, id)
+    write_activity(job, replace(result, spans=tuple(spans)))
     assert list(folder.iterdir()) == [path]
     return path.read_bytes().decode()
 
@@ -508,7 +514,8 @@ def test_json_has_all(tmp_path: Path) -> None:
 
 
 def test_json_of_an_uncalibrated_model_has_nulls(tmp_path: Path) -> None:
-    write_activity(tmp_path / "a.JSON", measured(), "stdin", "stdin", "target")
+    outputs = Outputs("e.wav", activity=tmp_path / "a.JSON")
+    write_activity(Job("/tmp/x", NOBODY, outputs, "stdin"), measured())
     document = json.loads((tmp_path / "a.JSON").read_text())
     assert (document["presence"], document["present"]) == (None, None)
     assert (document["spans"], document["segments"], document["active_s"]) == ([], [], 0)
@@ -538,7 +545,7 @@ def test_rttm_is_read_again(tmp_path: Path) -> None:
 
 def test_rttm_takes_a_mixtures_id_and_no_name_is_a_dash(tmp_path: Path) -> None:
     ((file, speaker, *_),) = parse_rttm(
-        written(tmp_path, ".RTTM", SPANS[:1], file="a b", speaker=" ")
+        written(tmp_path, ".RTTM", SPANS[:1], id="a b", speaker=" ")
     )
     assert (file, speaker) == ("a_b", "_")
 
@@ -563,4 +570,5 @@ def test_of_nothing_the_file_is_empty(tmp_path: Path, suffix: str) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     result = replace(measured(), spans=tuple(SPANS))
     with pytest.raises(OutputError, match=r"none/a.srt"):
-        write_activity(tmp_path / "none" / "a.srt", result, "m.wav", "m", "target")
+        outputs = Outputs("e.wav", activity=tmp_path / "none" / "a.srt")
+        write_activity(Job("m.wav", NOBODY, outputs), result)
