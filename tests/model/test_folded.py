@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mcspex_cli.model.config import SystemConfig, sized
-from mcspex_cli.model.layers import CONSMS, FUSERS, INTERMGS
-from mcspex_cli.model.systems import System, build, fold
+from mcspex_cli.model.layers import CONSMS, FUSERS, INTERMGS, NORMS
+from mcspex_cli.model.systems import System, build, can_fold, fold
 
 KINDS = [("spexplus", "gate", "film", "mixing")]
 KINDS += [("mcspex", *parts) for parts in product(FUSERS, CONSMS, INTERMGS)]
@@ -92,6 +92,7 @@ def test_folding_leaves_the_network_alone() -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_norms_that_cannot_be_folded_are_refused() -> None:
-    with pytest.raises(ValueError, match="blocks with cLN cannot be folded"):
-        fold(build(replace(sized("spexplus", "tiny", 8000, 4), norm="cLN")))
+@pytest.mark.parametrize("norm", NORMS)
+def test_only_gln_can_be_folded(norm: str) -> None:
+    system = build(replace(sized("spexplus", "tiny", 8000, 4), norm=norm))
+    assert can_fold(system) == (norm == "gLN")
