@@ -55,6 +55,9 @@ SILENCE_DB = -90.0
 LOUDEST = 1e12
 """Samples beyond this are no sound; sums over the squares of those below it are finite."""
 
+FULL_SCALE = 0.999
+"""A sample of an estimate above this counts as clipping."""
+
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""
 

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mcspex_cli.audio import Samples, level_db
+from mcspex_cli.audio import FULL_SCALE, Samples, level_db
 
 PEAK = 0.891
 """The highest sample of "peak", and of what would clip: -1 dBFS, room for players to resample."""
 
 _PEAK_DB = float(20 * np.log10(PEAK))
-
-FULL_SCALE = 0.999
-"""A sample above this counts as clipping."""
 
 _STEP_S = 0.1  # gating blocks of four steps overlap by three
 _HISTORY_STEPS, _FFT_STEPS = 5, 25

@@ -29,9 +29,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mcspex_cli import audio
-from mcspex_cli.audio import Floats, Samples
+from mcspex_cli.audio import FULL_SCALE, Floats, Samples
 from mcspex_cli.extraction.engine import Engine, Polarity, as_samples
-from mcspex_cli.extraction.levels import FULL_SCALE
 from mcspex_cli.extraction.presence import MUTE_FADE_S, SEGMENT_S, PresenceMeter, Segment
 from mcspex_cli.extraction.windows import Joiner, Window
 
