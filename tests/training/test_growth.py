@@ -21,13 +21,15 @@ from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ
 
 TINY = sized("mcspex", "tiny", RATE_HZ, 5)
-KINDS = [
-    *(replace(TINY, scale_fuser=name) for name in FUSERS),
-    *(replace(TINY, consm=name) for name in CONSMS),
-    *(replace(TINY, scale_intermg=name) for name in INTERMGS),
-    replace(TINY, system="spexplus"),
-    replace(TINY, system="spexplus", reference_channels=24, norm="BN"),
-]
+KINDS = dict.fromkeys(  # so that TINY, which each part has, is there once
+    (
+        *(replace(TINY, scale_fuser=name) for name in FUSERS),
+        *(replace(TINY, consm=name) for name in CONSMS),
+        *(replace(TINY, scale_intermg=name) for name in INTERMGS),
+        replace(TINY, system="spexplus"),
+        replace(TINY, system="spexplus", reference_channels=24, norm="BN"),
+    )
+)
 
 
 def trained(config: SystemConfig) -> System:
