@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import msgspec
 
 
 class McspexError(Exception):
@@ -104,6 +109,27 @@ def error_line(error: BaseException, line: int = 0) -> str:
 def install_extra(extra: str) -> str:
     """What to do where the packages of an extra are missing, as the end of a message."""
     return f"Run in a checkout of mcspex: pip install '.[{extra}]'"
+
+
+def import_package(name: str, extra: str = "metrics") -> Any:
+    """A package of an extra of mcspex, or a ConfigError that says how to install it."""
+    try:
+        return import_module(name)
+    except (ImportError, OSError, ValueError) as error:  # ValueError: built for another numpy
+        reason = f"{name} cannot be imported ({error})."
+        raise ConfigError(f"{reason} {install_extra(extra)}") from error
+
+
+def explain_value(error: msgspec.ValidationError, raw: Any) -> str:
+    """Say which value of `raw` was refused, and why."""
+    reason, _, path = str(error).partition(" - at `$")
+    if missing := re.search("required field `(.*)`", reason):
+        return f"{missing[1]} is a missing key. Is mcspex up to date?"
+    for step in re.findall(r"\w+", path):
+        raw = raw[int(step) if isinstance(raw, list | tuple) else step]
+    if error.__cause__ and isinstance(raw, dict):  # a class refuses its keys, in its own words
+        return reason
+    return f"{path.strip('.`')} is {reprlib.repr(raw)}. {reason}."
 
 
 _UNSAFE = re.compile(

@@ -37,6 +37,7 @@ from mcspex_cli.errors import (
     ForeignModel,
     HubError,
     OutputError,
+    explain_value,
     name_some,
     printable,
 )
@@ -56,7 +57,6 @@ FORMAT = 1
 """Version of config.json; a newer one needs a newer mcspex."""
 
 _COPY_AGAIN = "Copy the model again."
-_UPDATE = "Is mcspex up to date?"
 
 _FORMER_CONSMS = {"steady": "film", "listening": "feature_film"}
 """What `consm` was called in files of 0.6.0 and before."""
@@ -567,7 +567,8 @@ def read_config(folder: Path, name: str = "", remedy: str = _COPY_AGAIN) -> Conf
         )
     keys = raw["system"] if isinstance(raw["system"], dict) else ()
     if unknown := [key for key in keys if key not in SystemConfig.__dataclass_fields__]:
-        raise CheckpointError(f"{label}: {unknown[0][:60]} is an unknown key. {_UPDATE}")
+        key = unknown[0][:60]
+        raise CheckpointError(f"{label}: {key} is an unknown key. Is mcspex up to date?")
     return check_fields(raw, Config, label)
 
 
@@ -578,18 +579,6 @@ def check_fields(raw: object, kind: type[Checked], where: object) -> Checked:
     except msgspec.ValidationError as error:
         reason = explain_value(error, raw).removeprefix("system.")
         raise CheckpointError(f"{where}: {reason}") from error
-
-
-def explain_value(error: msgspec.ValidationError, raw: Any) -> str:
-    """Say which value of `raw` was refused, and why."""
-    reason, _, path = str(error).partition(" - at `$")
-    if missing := re.search("required field `(.*)`", reason):
-        return f"{missing[1]} is a missing key. {_UPDATE}"
-    for step in re.findall(r"\w+", path):
-        raw = raw[int(step) if isinstance(raw, list | tuple) else step]
-    if error.__cause__ and isinstance(raw, dict):  # a class refuses its keys, in its own words
-        return reason
-    return f"{path.strip('.`')} is {reprlib.repr(raw)}. {reason}."
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:

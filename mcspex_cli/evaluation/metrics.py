@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from importlib import import_module
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy.typing as npt
 import soxr
 
 from mcspex_cli.audio import Samples, without_rumble
-from mcspex_cli.errors import CheckpointError, ConfigError, install_extra
+from mcspex_cli.errors import CheckpointError, ConfigError, import_package, install_extra
 from mcspex_cli.extraction.speech import frame_levels_db, share_of_speech
 
 if TYPE_CHECKING:
@@ -630,15 +629,6 @@ def _energy(block: _Block) -> float:
 def _dot(one: Iterable[_Block], other: Iterable[_Block]) -> float:
     """The inner product of two signals, without BLAS: its threads wait for each other."""
     return sum(float(np.einsum("i,i", a, b)) for a, b in zip(one, other, strict=True))
-
-
-def import_package(name: str, extra: str = "metrics") -> Any:
-    """A package of an extra of mcspex, or a ConfigError that says how to install it."""
-    try:
-        return import_module(name)
-    except (ImportError, OSError, ValueError) as error:  # ValueError: built for another numpy
-        reason = f"{name} cannot be imported ({error})."
-        raise ConfigError(f"{reason} {install_extra(extra)}") from error
 
 
 def _attempt(measure: Callable[[], Any], otherwise: Any = math.nan) -> Any:

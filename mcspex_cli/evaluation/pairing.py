@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcspex_cli import files
-from mcspex_cli.errors import ConfigError, PairingError
-from mcspex_cli.evaluation.metrics import import_package
+from mcspex_cli.errors import ConfigError, PairingError, import_package
 
 _TRANSCRIPTS = (".txt", ".vtt")
 """The formats of transcripts, by the suffix of the file."""

@@ -16,8 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from mcspex_cli import files
-from mcspex_cli.checkpoint.checkpoint import explain_value
-from mcspex_cli.errors import ConfigError
+from mcspex_cli.errors import ConfigError, explain_value
 
 if sys.version_info >= (3, 11):
     import tomllib
