@@ -18,7 +18,7 @@ import click
 from mcspex_cli import files
 from mcspex_cli.cli import console, options, score
 from mcspex_cli.cli.options import choice, flag, option, path, table
-from mcspex_cli.errors import PartialFailure
+from mcspex_cli.errors import PartialFailure, name_some
 from mcspex_cli.extraction.runtime import MOST_AT_ONCE, EngineSettings
 
 if TYPE_CHECKING:
@@ -464,6 +464,14 @@ def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str]) -> None
     if voices := absences_text(report.rows):
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
+    warned = [  # of more than its absence
+        row["name"]
+        for row in report.rows
+        if len(row.get("warnings") or ()) > (row.get("present") is False)
+    ]
+    if warned:
+        which = name_some(warned)
+        console.warn(f"files with warnings, which are in report.csv: {len(warned)} ({which}).")
     if work.plan.has_truth:
         score.say_remarks(report, metrics)
     if pending := report.summary.statuses.get("pending", 0):

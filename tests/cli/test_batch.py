@@ -872,6 +872,8 @@ def test_a_span_is_of_the_sound_track_that_is_asked_for(batch: Run, tiny_folder:
     make(Path("talk.mkv"), *tracks, picture_s=2)
     Path("plan.csv").write_text("mixture,span,id\ntalk.mkv,0-1,x\n")
     assert batch("--manifest", "plan.csv", "-o", "out", "--track", "2").exit_code == 0
+    warned = "warning: files with warnings, which are in report.csv: 1 (x)."
+    assert warned in batch("--manifest", "plan.csv", "-o", "first").stderr.splitlines()
     words = ["extract", "talk.mkv", "--ref-span", "0-1", "--track", "2", "-o", "one.wav"]
     words += ["--model", str(tiny_folder), "--device", "cpu"]
     assert CliRunner().invoke(main, words).exit_code == 0
