@@ -353,7 +353,8 @@ class ArrayReader(Reader):
 
     def __init__(self, name: str, samples: Samples, sample_rate_hz: int, channel: str) -> None:
         super().__init__(name, sample_rate_hz, channel)
-        self.info = AudioInfo(sample_rate_hz, *samples.shape)
+        channels, frames = samples.shape
+        self.info = AudioInfo(sample_rate_hz, channels, frames)
         self._samples = select(samples, channel, name)
         check_length(name, self.info.seconds)
 
@@ -445,7 +446,7 @@ def write(
         ValueError: their shape or the rate is impossible, or they would be clipped.
         NonFiniteError, OutputError: as `open_writer`.
     """
-    if np.ma.isMaskedArray(samples):
+    if isinstance(samples, np.ma.MaskedArray):
         raise TypeError("samples are a masked array; fill what is masked, with 0 for silence")
     array = np.asarray(samples)
     if array.dtype.kind != "f":

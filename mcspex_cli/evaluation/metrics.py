@@ -558,7 +558,7 @@ def _checked(
     estimate: npt.ArrayLike, target: npt.ArrayLike
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Both as arrays [sample], if they are equally long and have real numbers."""
-    if np.ma.isMaskedArray(estimate) or np.ma.isMaskedArray(target):
+    if isinstance(estimate, np.ma.MaskedArray) or isinstance(target, np.ma.MaskedArray):
         raise TypeError("samples are a masked array; leave out, in both, what is masked")
     e, t = np.asarray(estimate), np.asarray(target)
     for samples in (e, t):

@@ -88,7 +88,7 @@ _ANCHORS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 _CEILING = 0.85
 """If an output has nothing above this share of the mixture's frequencies, a remark says so."""
 
-Levels = npt.NDArray[np.float64]
+Levels = npt.NDArray[np.floating[Any]]
 """A spectrogram in dB, [row, column]; the first row is the highest frequency."""
 
 Store = Callable[[bytes, str], Markup]

@@ -571,7 +571,7 @@ def as_samples(name: str, samples: Floats, *dimensions: int, whole: bool = True)
         ValueError: it has another shape, no samples, or some that are not finite or far too loud.
     """
     shape = " or ".join({1: "[sample]", 2: "[channel, sample]"}[number] for number in dimensions)
-    is_array = isinstance(samples, np.ndarray) and not np.ma.isMaskedArray(samples)
+    is_array = isinstance(samples, np.ndarray) and not isinstance(samples, np.ma.MaskedArray)
     if not is_array or samples.dtype.kind != "f":
         kind = samples.dtype if is_array else type(samples).__name__
         raise TypeError(

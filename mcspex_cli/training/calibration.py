@@ -311,6 +311,7 @@ class Calibrator:
         right = excess[present & ~confused & np.isfinite(excess)]
         wrong = float(np.quantile(right, 1 - _UNLIKE)) if len(right) else 1.0
         segment_odds = equal_error(fitted_with_target, fitted_without)[1]
+        kept_odds = float(np.quantile(fitted_with_target, LOST))
         parts, clips = self._same_voice()
         called_present = odds >= np.quantile(present_odds, LOST)
         kinds = {"auc_mixtures": ~turns & ~echo, "auc_turns": turns & ~echo, "auc_echo": echo}
@@ -318,7 +319,7 @@ class Calibrator:
             fitted,
             threshold=_probability(np.quantile(fitted_odds, LOST)),
             segment_threshold=_probability(segment_odds),
-            mute_threshold=_probability(min(np.quantile(fitted_with_target, LOST), segment_odds)),
+            mute_threshold=_probability(min(kept_odds, segment_odds)),
             wrong_speaker=round(wrong, 4),
             same_voice_parts=round(parts, 4),
             same_voice_clips=round(clips, 4),

@@ -175,7 +175,8 @@ def test_sdr_sir_and_sar_are_fast_bss_evals() -> None:
 
     both = np.stack([VOICE, OTHER]).astype(np.float64)
     estimates = np.stack([MIXED, OTHER + 0.1 * VOICE]).astype(np.float64)
-    sdr, sir, sar, order = fast_bss_eval.bss_eval_sources(both, estimates)
+    with np.errstate(divide="ignore"):  # the second has no artifacts
+        sdr, sir, sar, order = fast_bss_eval.bss_eval_sources(both, estimates)
     assert list(order) == [0, 1]
     ratios = bss_eval(MIXED, VOICE, [OTHER])
     assert ratios == pytest.approx((sdr[0], sir[0], sar[0]), abs=1e-6)

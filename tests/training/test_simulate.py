@@ -70,7 +70,10 @@ def test_rows_are_read_with_paths_from_the_csvs_folder(recipe: Path, corpus: Pat
             f"{'x' * 252},ann/a.flac,bob/b.flac,ann/b.flac,0,d",
             "line 2: id 'xx.*' cannot be the name",
         ),
-        ("x\0,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id 'x.*' cannot be the name of a"),
+        (
+            "x\0,ann/a.flac,bob/b.flac,ann/b.flac,0,d",
+            "line 2: (id .x.* cannot be|line contains NUL)",
+        ),
         ("../x,ann/a.flac,bob/b.flac,ann/b.flac,0,d", "line 2: id '../x' cannot be the"),
         ("x,ann/a.flac", "line 2: has 2 columns, not 6"),
         (2 * "x,ann/a.flac,bob/b.flac,ann/b.flac,0,d\n", "line 3: id 'x' is used twice"),
