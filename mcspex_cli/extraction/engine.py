@@ -499,7 +499,9 @@ class Engine:
         shift, so that the mean has less of them.
         """
         runs = [*others, *(self._run_once(signals, shift) for shift in shifts)]
-        return [np.mean(estimates, axis=0) for estimates in zip(*runs, strict=True)]
+        return [
+            np.mean(estimates, axis=0, dtype=np.float32) for estimates in zip(*runs, strict=True)
+        ]
 
     def _run_once(self, signals: Sequence[_Signal], shift: int = 0) -> list[Samples]:
         """One pass of the network over signals, each `shift` samples later."""
