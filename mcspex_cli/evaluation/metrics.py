@@ -456,7 +456,10 @@ class Metric:
 
     def text(self, value: float | None, sign: str = "") -> str:
         """A value to the digits that matter, or a dash; with sign "+", a change."""
-        return "-" if value is None else f"{value:{sign}.{self.digits}f}"
+        if value is None:
+            return "-"
+        rounded = round(value, self.digits) + 0.0  # never -0.0
+        return f"{rounded:{sign}.{self.digits}f}"
 
 
 TARGET: tuple[Need, ...] = ("target",)

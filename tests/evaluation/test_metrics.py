@@ -324,6 +324,7 @@ def test_columns_headings_and_digits_come_from_the_table() -> None:
     assert METRICS["snr"].text(3, "+") == "+3.00"
     assert BY_COLUMN["input_wer"].heading == "WER of the mixture"
     assert [METRICS[name].badness for name in ("snr", "wer", "speech_left")] == [-1, 1, 0]
+    assert METRICS["snr"].text(-0.001) == "0.00"
 
 
 def test_what_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
