@@ -250,6 +250,7 @@ def test_a_second_interrupt_ends_a_run_that_waits_for_a_store(set_: Path, export
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) as process:
         while not Path("out/journal").exists():
+            assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         while begun.acquire(blocking=False):
             pass
