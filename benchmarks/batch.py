@@ -35,7 +35,7 @@ PLANNING = """
 import re
 from pathlib import Path
 from mcspex_cli.batch.journal import Journal
-from mcspex_cli.batch.journal import measure
+from mcspex_cli.batch.worklist import measure
 from mcspex_cli.batch.plan import BatchRequest, plan_batch
 request = {"reference_folder": Path("refs"), "pattern": "{speaker}_{n}"}
 plan = plan_batch(BatchRequest(Path("out"), [Path("mix")], **request))

@@ -42,18 +42,7 @@ import numpy as np
 
 from mcspex_cli import files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import (
-    WINDOW_S,
-    Journal,
-    JournalWriter,
-    Run,
-    Unit,
-    WorkList,
-    another_batch,
-    claim,
-    equal_parts,
-    total_s,
-)
+from mcspex_cli.batch.journal import Journal, JournalWriter, Run
 from mcspex_cli.batch.plan import BatchSettings
 from mcspex_cli.batch.workers import (
     Answer,
@@ -62,6 +51,16 @@ from mcspex_cli.batch.workers import (
     Worker,
     WorkerHost,
     distribute,
+)
+from mcspex_cli.batch.worklist import (
+    WINDOW_S,
+    Unit,
+    WorkList,
+    another_batch,
+    batch_fingerprint,
+    claim,
+    equal_parts,
+    total_s,
 )
 from mcspex_cli.errors import (
     DiskFullError,
@@ -422,7 +421,7 @@ class ArrayTask:
     """
 
     def __init__(self, work: WorkList, units: Sequence[Unit]) -> None:
-        self._batch = work.plan.fingerprint(work.key)
+        self._batch = batch_fingerprint(work.plan, work.key)
         self._plan = replace(work.plan, tasks=[task for unit in units for task in unit])
         self._units, self._settings = units, work.settings
 
@@ -448,7 +447,7 @@ def find_array(work: WorkList) -> str | None:
     Raises:
         OutputError: the array that works in its folder is of another batch.
     """
-    folder, batch = work.plan.folder, work.plan.fingerprint(work.key)
+    folder, batch = work.plan.folder, batch_fingerprint(work.plan, work.key)
     try:
         array = json.loads((folder / "slurm/array.json").read_text())
         number = str(array["job"])
@@ -532,7 +531,7 @@ def _submit(work: WorkList) -> str:
         raise EngineError(f"Slurm refused the array: {error_line(error)}") from error
     array = str(jobs[0].job_id.partition("_")[0])
     with files.whole(folder / "array.json") as path:
-        path.write_text(json.dumps({"job": array, "batch": work.plan.fingerprint(work.key)}))
+        path.write_text(json.dumps({"job": array, "batch": batch_fingerprint(work.plan, work.key)}))
     return array
 
 

@@ -147,14 +147,10 @@ class BatchPlan:
         """Whether anything can be scored."""
         return any(task.truth for task in self.tasks)
 
-    def fingerprint(self, settings: str) -> str:
-        """What all commands, shards and processes that work on one batch have in common.
-
-        `settings` is the fingerprint of those. To it comes a hash of what the tasks read and write,
-        by the paths from the folder; not of the truths.
-        """
-        tasks = [(t.id, t.names(), t.input_key.rpartition("-")[2]) for t in self.tasks]
-        return f"{settings} {hash_of(tasks)}"
+    def fingerprint(self) -> str:
+        """A hash of what it reads and writes, by the paths from its folder; not of the truths."""
+        tasks = self.tasks
+        return hash_of([(t.id, t.names(), t.input_key.rpartition("-")[2]) for t in tasks])
 
     def sounds(self) -> Iterator[Path]:
         """The estimates and residuals that its tasks write."""
@@ -165,7 +161,7 @@ class BatchPlan:
 
 
 def plan_batch(request: BatchRequest) -> BatchPlan:
-    """Make and check the whole plan, without the mixtures' lengths (`journal.measure` adds them).
+    """Make and check the whole plan, without the mixtures' lengths (`worklist.measure` adds them).
 
     Raises:
         PlanError: files are missing, used twice or without partner, a mixture would be its own

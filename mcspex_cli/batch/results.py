@@ -20,9 +20,10 @@ from filelock import FileLock, Timeout
 
 from mcspex_cli import __version__, files
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine, WorkList
+from mcspex_cli.batch.journal import Journal, JournalWriter, ResultLine
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, JOURNAL, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchPlan, Locations, hash_of
+from mcspex_cli.batch.worklist import WorkList
 from mcspex_cli.errors import DiskFullError, McspexError, name_some
 from mcspex_cli.evaluation import page, report
 from mcspex_cli.evaluation.comparison import (

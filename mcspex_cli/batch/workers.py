@@ -28,9 +28,10 @@ from threading import Event
 from typing import Any, Protocol
 
 from mcspex_cli.batch import storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList, total_s
+from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.manifest import ACTIVITY, AUDIO, RESIDUAL, Task
 from mcspex_cli.batch.plan import BatchSettings
+from mcspex_cli.batch.worklist import Unit, WorkList, total_s
 from mcspex_cli.errors import DiskFullError, EngineError, McspexError, error_line
 from mcspex_cli.extraction.engine import open_engine
 from mcspex_cli.extraction.extractor import Extractor

@@ -22,8 +22,8 @@ from mcspex_cli.errors import PartialFailure, name_some
 from mcspex_cli.extraction.runtime import MOST_AT_ONCE, EngineSettings
 
 if TYPE_CHECKING:
-    from mcspex_cli.batch.journal import WorkList
     from mcspex_cli.batch.workers import Outcome
+    from mcspex_cli.batch.worklist import WorkList
     from mcspex_cli.evaluation.report import Groups, Report
     from mcspex_cli.extraction.job import ExtractionOptions
 
@@ -303,7 +303,7 @@ def _read_groups(request: BatchOptions) -> Groups | None:
 
 def _prepare(request: BatchOptions) -> WorkList:
     """Check the whole plan, and open the output folder unless it is a dry run."""
-    from mcspex_cli.batch import backends, journal, plan
+    from mcspex_cli.batch import backends, plan, worklist
     from mcspex_cli.extraction import onnx
     from mcspex_cli.extraction.job import check_absent
 
@@ -339,7 +339,7 @@ def _prepare(request: BatchOptions) -> WorkList:
     if not request.dry_run:
         settings = backends.connect(settings)
     work = click.get_current_context().with_resource(
-        journal.open_work(
+        worklist.open_work(
             batch_plan, settings, overwrite=request.overwrite, is_dry_run=request.dry_run
         )
     )
@@ -351,7 +351,7 @@ def _prepare(request: BatchOptions) -> WorkList:
 def _show_plan(work: WorkList, *, as_json: bool) -> None:
     """Print what would be done, and how long that would take here."""
     from mcspex_cli.batch.backends import estimate_s
-    from mcspex_cli.batch.journal import show_length, total_s
+    from mcspex_cli.batch.worklist import show_length, total_s
 
     time_s, folder = estimate_s(work), work.plan.folder
     if as_json:
@@ -383,7 +383,7 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
 
     Ctrl-C sets `stopping`.
     """
-    from mcspex_cli.batch import backends, journal
+    from mcspex_cli.batch import backends, worklist
 
     warned = set[str]()
     failed = ended = 0
@@ -396,7 +396,7 @@ def _extract(work: WorkList, stopping: Event, *, verbose: bool) -> tuple[int, in
             )
 
     with (
-        console.progress("extracting", journal.total_s(work.todo)) as update,
+        console.progress("extracting", worklist.total_s(work.todo)) as update,
         console.ending_gently(stop),
         closing(backends.run(work, stopping)) as outcomes,
     ):

@@ -22,8 +22,9 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch import backends
-from mcspex_cli.batch.journal import Journal, WorkList, open_work
+from mcspex_cli.batch.journal import Journal
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
+from mcspex_cli.batch.worklist import WorkList, open_work
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from tests.conftest import RATE_HZ, ROOT, buzz
 from tests.slurm import Slurm, free_port, is_here

@@ -11,10 +11,11 @@ from threading import Event
 
 import pytest
 
-from mcspex_cli.batch.journal import Journal, JournalWriter, Unit, WorkList
+from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchPlan, BatchSettings
 from mcspex_cli.batch.workers import DEATHS_PER_FILE, Outcome, distribute
+from mcspex_cli.batch.worklist import Unit, WorkList
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import EngineError, McspexError
 from mcspex_cli.extraction.runtime import EngineSettings

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from mcspex_cli import audio
-from mcspex_cli.batch.journal import Journal, measure
+from mcspex_cli.batch.journal import Journal
 from mcspex_cli.batch.manifest import Task, compile_pattern, list_references
 from mcspex_cli.batch.plan import BatchPlan, BatchRequest, plan_batch
+from mcspex_cli.batch.worklist import measure
 from mcspex_cli.errors import AudioError, PairingError, PlanError
 from tests.conftest import RATE_HZ, buzz
 

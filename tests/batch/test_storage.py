@@ -21,10 +21,11 @@ from click.testing import CliRunner, Result
 from mcspex_cli import audio
 from mcspex_cli.__main__ import main
 from mcspex_cli.batch import results, storage
-from mcspex_cli.batch.journal import Journal, JournalWriter, open_folder, open_work
+from mcspex_cli.batch.journal import Journal, JournalWriter
 from mcspex_cli.batch.manifest import Task
 from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
 from mcspex_cli.batch.workers import Worker
+from mcspex_cli.batch.worklist import open_folder, open_work
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from mcspex_cli.evaluation.scoring import ScoreSettings

@@ -16,9 +16,12 @@ import pytest
 from mcspex_cli import audio
 from mcspex_cli.batch import backends
 from mcspex_cli.batch.backends import estimate_s
-from mcspex_cli.batch.journal import (
+from mcspex_cli.batch.journal import Journal
+from mcspex_cli.batch.manifest import Task
+from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
+from mcspex_cli.batch.workers import Outcome, Worker
+from mcspex_cli.batch.worklist import (
     WINDOW_S,
-    Journal,
     Unit,
     WorkList,
     equal_parts,
@@ -26,9 +29,6 @@ from mcspex_cli.batch.journal import (
     open_folder,
     open_work,
 )
-from mcspex_cli.batch.manifest import Task
-from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
-from mcspex_cli.batch.workers import Outcome, Worker
 from mcspex_cli.checkpoint.checkpoint import find_checkpoint
 from mcspex_cli.errors import OutputError
 from mcspex_cli.extraction.job import ExtractionOptions

@@ -790,8 +790,8 @@ def test_a_shard_that_ends_while_another_scores_is_not_forgotten(
     batch: Run, tiny_folder: Path
 ) -> None:
     from mcspex_cli.batch import results
-    from mcspex_cli.batch.journal import open_work
     from mcspex_cli.batch.plan import BatchRequest, BatchSettings, plan_batch
+    from mcspex_cli.batch.worklist import open_work
     from mcspex_cli.evaluation.scoring import ScoreSettings
     from mcspex_cli.extraction.runtime import EngineSettings
 
