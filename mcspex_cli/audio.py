@@ -56,7 +56,7 @@ LOUDEST = 1e12
 """Samples beyond this are no sound; sums over the squares of those below it are finite."""
 
 FULL_SCALE = 0.999
-"""A sample of an estimate above this counts as clipping."""
+"""A sample above this counts as clipping."""
 
 BLOCK_S = 10.0
 """Seconds read at a time from a long file."""

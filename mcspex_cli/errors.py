@@ -1,5 +1,7 @@
 """Every failure that a user can cause or repair; text of unknown origin, made safe to show.
 
+Also what other packages' errors say, in our words, and what to do where a package is missing.
+
 A failure ends a command with exit code 1, unless its class has another. Exit code 2 is a wrong
 command line (Click's own), 130 an interruption. A message says which file or value, why, and what
 to do now, in one line.
@@ -111,7 +113,7 @@ def install_extra(extra: str) -> str:
     return f"Run in a checkout of mcspex: pip install '.[{extra}]'"
 
 
-def import_package(name: str, extra: str = "metrics") -> Any:
+def import_package(name: str, extra: str) -> Any:
     """A package of an extra of mcspex, or a ConfigError that says how to install it."""
     try:
         return import_module(name)

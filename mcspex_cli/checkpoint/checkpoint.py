@@ -167,15 +167,17 @@ def find_checkpoint(
     if not isinstance(model, str | Path):
         raise TypeError(f"a model is a name or a folder, not {model!r:.80}")
     name = HubName.parse(model) if isinstance(model, str) else None
-    own = bundle.get(model) if isinstance(model, str) else None
+    bundled_folder = bundle.get(model) if isinstance(model, str) else None
     folder = Path(model)
     is_folder = str(model) != "" and os.path.isdir(folder)  # noqa: PTH112 (too long is no error)
-    if is_folder and (not (name or own) or (folder / CONFIG).is_file()):
+    if is_folder and (not (name or bundled_folder) or (folder / CONFIG).is_file()):
         return _describe(folder)
-    if own:
-        return _describe(own)
+    if bundled_folder:
+        return _describe(bundled_folder)
     if os.path.isfile(folder):  # noqa: PTH113 (too long is no error)
         raise CheckpointError(f"{model}: is a file. A model is a folder; name the one that has it.")
+    if isinstance(model, Path):
+        raise CheckpointError(f"{model}: no such folder. A bundled model is named by a str.")
     if name is None:
         raise CheckpointError(
             f"{model or repr(model)}: no such model. Bundled: {', '.join(bundle) or 'none'}; or "

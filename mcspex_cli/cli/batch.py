@@ -460,14 +460,15 @@ def _show_results(
 def _say_remarks(work: WorkList, report: Report, metrics: Sequence[str]) -> None:
     """Say what is wrong with the results, what the means leave out, and what is left to do."""
     from mcspex_cli.evaluation.report import absences_text
+    from mcspex_cli.extraction.job import LEVELS_CHANGED
 
     if voices := absences_text(report.rows):
         muted = work.settings.options.absent == "mute"
         console.warn(f"{voices} ({'silenced' if muted else '--absent mute silences them'})")
-    warned = [  # of more than its absence
+    warned = [  # of more than its absence, and than what `--level` does
         row["name"]
         for row in report.rows
-        if len(row.get("warnings") or ()) > (row.get("present") is False)
+        if len({*(row.get("warnings") or ())} - {LEVELS_CHANGED}) > (row.get("present") is False)
     ]
     if warned:
         which = name_some(warned)

@@ -164,7 +164,7 @@ def bss_eval(
 
     Source: Vincent et al., IEEE TASLP 2006; Scheibler, arXiv:2110.06440.
     """
-    package = import_package("fast_bss_eval")
+    package = import_package("fast_bss_eval", "metrics")
     if len(target) < _SDR_SAMPLES:
         return (math.nan,) * 3
     sources = [target, *(sound for sound in interferers if not is_silent(sound))]
@@ -193,7 +193,7 @@ def pesq(estimate: Samples, target: Samples, rate_hz: int) -> float:
     """
     if rate_hz not in _PESQ_MODES or len(target) > _PESQ_S * rate_hz:
         return math.nan
-    package = import_package("pesq")
+    package = import_package("pesq", "metrics")
     return float(_attempt(lambda: package.pesq(rate_hz, target, estimate, _PESQ_MODES[rate_hz])))
 
 
@@ -204,7 +204,7 @@ def stoi(estimate: Samples, target: Samples, rate_hz: int, *, extended: bool = F
 
     Source: Taal et al., IEEE TASLP 2011; Jensen and Taal, IEEE TASLP 2016.
     """
-    package = import_package("pystoi")
+    package = import_package("pystoi", "metrics")
     e, t = np.asarray(estimate, np.float64), np.asarray(target, np.float64)
     state = np.random.get_state()
     np.random.seed(0)  # the package adds noise to what is silent
@@ -226,7 +226,7 @@ def dnsmos(samples: Samples, rate_hz: int) -> dict[str, float]:
 
     Source: Reddy et al., ICASSP 2021 (P.808) and ICASSP 2022 (P.835).
     """
-    package = import_package("speechmos.dnsmos")
+    package = import_package("speechmos.dnsmos", "metrics")
     if is_silent(samples):
         return {}
     sound = soxr.resample(samples, rate_hz, _DNSMOS_HZ)

@@ -2,7 +2,8 @@
 
 The `Engine` brings signals, and soft passages in them, to the network's level, and to the polarity
 of the reference, which it finds. It makes batches that fit into memory, and runs a
-`runtime.Runtime` over them as often as it is told.
+`runtime.Runtime` over them as often as it is told. `TorchRuntime` runs the network in torch;
+`onnx.OnnxRuntime` does the same in ONNX Runtime.
 """
 
 from __future__ import annotations

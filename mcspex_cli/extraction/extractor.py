@@ -46,6 +46,7 @@ from mcspex_cli.extraction.engine import Engine, Polarity, as_samples, open_engi
 from mcspex_cli.extraction.job import (
     ABSENT,
     ABSENT_ACCEPTED,
+    LEVELS_CHANGED,
     ExtractionOptions,
     Job,
     Outputs,
@@ -707,7 +708,7 @@ class _Extraction:
         choices = (policy.matched, policy.goal, options.wet_db, options.dry_db)
         is_changed = level.limit_db or residual_limit_db or choices != (True, None, 0.0, None)
         if self._sounds[1:] and is_changed:
-            yield "estimate and residual do not add up to the mixture: their levels were changed."
+            yield LEVELS_CHANGED
         if presence.present is False:
             content = "silence" if options.dry_db is None else "the mixture alone"
             content = content if self._absent.mutes else "another voice, or a remnant"

@@ -306,6 +306,10 @@ _DIGITS |= {"real_time_factor": 4, "presence": 4, "similarity": 4, "speech_left"
 """How many digits `Result.to_dict` keeps."""
 
 
+LEVELS_CHANGED = "estimate and residual do not add up to the mixture: their levels were changed."
+"""A warning of each result whose level policy, or limit, changes what `--residual` promises."""
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """What came of one mixture."""

@@ -129,7 +129,8 @@ LEVELS = {
         LevelPolicy("raw", "at whatever level the model gives", matched=False),
     )
 }
-"""Every level policy by its name."""
+"""Every level policy by its name. A goal that is neither a peak nor a loudness in LUFS also needs
+a measure in `GainMeter`."""
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,7 @@ def fold(system: System, dtype: torch.dtype = torch.float32) -> System:
     A CPU multiplies matrices near its peak and waits for memory in everything between. So each
     frame's channels lie together, which is how matrix products read and write fastest, and norms
     become parts of the convolutions beside them. The copy agrees with `system` but for rounding,
-    and takes tensors of `dtype`. Only what `can_fold` says can be folded.
+    and takes tensors of `dtype`. `can_fold` says which systems can be folded.
     """
     folded = copy.deepcopy(system).eval().requires_grad_(False)
     folded.encoder.__class__, folded.decoder.__class__ = FrameEncoder, FrameDecoder

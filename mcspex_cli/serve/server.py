@@ -1,5 +1,6 @@
-"""The server of the page: its addresses, and who may use them.
+"""The server of the page: who may use it, and what it answers.
 
+Each open page has a session: its files, and what is done with them.
 The name of a session is a secret of its page, so that nobody sees the files of another. Paths from
 a page are looked up in tables and never opened. What comes from another site's page is refused.
 """
@@ -150,7 +151,7 @@ class Pages:
         ).from_string((self._folder / "page.html").read_text("utf-8"))
 
     def routes(self) -> list[Route]:
-        """What is answered, and how. An open page is a session, and `_state` gives its state."""
+        """What is answered, and by which function."""
         of_sessions: list[tuple[str, str, Endpoint]] = [
             ("GET", "/", self._state),
             ("GET", "/space", self._check_space),

@@ -310,7 +310,7 @@ class Session:
 class Sessions:
     """All open pages of a server, in a folder that goes with it.
 
-    What a killed server left is removed by the next one on this machine.
+    What a killed server left is removed by the next command here that makes such a folder.
     """
 
     def __init__(self, extractions: Extractions, max_bytes: int) -> None:

@@ -203,7 +203,9 @@ def read_enrolments(path: Path, folder: Path) -> dict[tuple[str, str], Path]:
         mixture, utterance, name = words
         clip, (role, _, talkers) = folder / f"{name}.wav", name.partition("/")
         spoken = dict(zip(_LIBRIMIX_TALKERS, talkers.split("_"), strict=False)).get(role)
-        if spoken is None or not clip.is_file():
+        if spoken is None:
+            raise ConfigError(f"{where}: {name} names no talker. Is the file for another set?")
+        if not clip.is_file():
             raise ConfigError(f"{where}: {clip} does not exist. Is the file for another set?")
         if spoken == utterance or _speaker(spoken) != _speaker(utterance):
             raise ConfigError(f"{where}: {name} is not another utterance of the target speaker.")

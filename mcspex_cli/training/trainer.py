@@ -174,8 +174,9 @@ class Trainer:
             ending = self._sync_clock_and_ask_to_end(time.monotonic() - began_s)
             is_due = self._is_validation_due()
             if is_due or self.step % run.log_every_steps == 0:
+                means = self._means(pending)  # which waits for a GPU, so before the clock is read
                 now_s = time.monotonic()
-                progress = self._progress(pending, now_s - began_s - since_s)
+                progress = self._progress(means, len(pending), now_s - began_s - since_s)
                 if is_due:
                     progress = replace(progress, validation_db=self._validate_and_save())
                 if self.log:
@@ -245,13 +246,12 @@ class Trainer:
         self.elapsed_s, stopping = self.team.highest([elapsed_s, self.stopping.is_set()])
         return self.finished or bool(stopping)
 
-    def _progress(self, pending: list[Losses], took_s: float) -> Progress:
-        """The progress by the pending steps, which took so long: means over them and the team.
+    def _means(self, pending: list[Losses]) -> dict[str, float]:
+        """The means of the pending steps' losses, over them and the team.
 
         Raises:
             ConfigError: the loss is no longer finite.
         """
-        settings = self.settings
         names = [field.name for field in fields(Losses)]
         here = [torch.stack([getattr(p, name) for p in pending]).mean() for name in names]
         means = dict(zip(names, self.team.mean(torch.stack(here).tolist()), strict=True))
@@ -262,7 +262,12 @@ class Trainer:
                 f"the loss is no longer finite at step {self.step}. Lower [optimiser] "
                 f"learning_rate or muon_rate, and {advice}."
             )
-        mixtures = len(pending) * settings.optimiser.batch * self.team.size
+        return means
+
+    def _progress(self, means: dict[str, float], steps: int, took_s: float) -> Progress:
+        """The progress by the last steps, which took so long."""
+        settings = self.settings
+        mixtures = steps * settings.optimiser.batch * self.team.size
         audio_s = mixtures * settings.mixtures.segment_s
         return Progress(
             step=self.step,

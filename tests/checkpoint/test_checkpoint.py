@@ -101,7 +101,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     names = ", ".join(bundled())
     with pytest.raises(CheckpointError, match=f"nobody: no such model. Bundled: {names}; or name"):
         find_checkpoint("nobody")
-    with pytest.raises(CheckpointError, match="mcspex-16k: no such model"):
+    with pytest.raises(CheckpointError, match=r"mcspex-16k: no such folder\. A bundled"):
         find_checkpoint(Path("mcspex-16k"))  # always a folder
 
 

@@ -21,7 +21,7 @@ from mcspex_cli.training.settings import MixtureSettings
 from tests.conftest import RATE_HZ
 
 TINY = sized("mcspex", "tiny", RATE_HZ, 5)
-KINDS = dict.fromkeys(  # so that TINY, which each part has, is there once
+KINDS = dict.fromkeys(  # each once: TINY has the first of each part
     (
         *(replace(TINY, scale_fuser=name) for name in FUSERS),
         *(replace(TINY, consm=name) for name in CONSMS),
